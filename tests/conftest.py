@@ -1,0 +1,47 @@
+"""Fixtures that any test may ask for. Markers are registered in pyproject.toml."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+"""The repository."""
+
+# A test configures what it needs itself. A shell switched to the sample, a real store or real credentials must not
+# reach it, and loopback servers must not be looked for behind a proxy.
+for _name in list(os.environ):
+    if _name.startswith(("EM_ASSETS_", "DAGSTER_", "AWS_")) and _name != "EM_ASSETS_REALDATA":
+        del os.environ[_name]
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of real EM files (EM_ASSETS_REALDATA, default ../shared/realdata), or a skip."""
+    folder = Path(os.environ.get("EM_ASSETS_REALDATA") or ROOT / "../shared/realdata").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real EM files at {folder}; EM_ASSETS_REALDATA names their folder")
+    return folder
+
+
+@pytest.fixture
+def moto_s3(monkeypatch):
+    """An empty prefix of the bucket `em-data` on a moto server of this test's own: its `s3://` root."""
+    server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket="em-data")
+    yield "s3://em-data/store"
+    server.stop()
