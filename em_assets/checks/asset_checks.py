@@ -1,0 +1,65 @@
+"""The checks of `volume.py` as Dagster asset checks: one step runs them all, each reports on its own."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+
+from em_assets.checks.volume import BLOCKING, WARNING, CheckOutcome
+
+RunChecks = Callable[[Any, Sequence[str]], list[CheckOutcome]]
+"""(Dagster context, check names) -> outcomes."""
+
+
+def build_volume_checks(name: str, run: RunChecks, required_resource_keys: set[str]) -> dg.AssetChecksDefinition:
+    """The checks of one dataset: blocking ones stop what lies downstream, the others warn."""
+    every = BLOCKING | WARNING
+    specs = [
+        dg.AssetCheckSpec(check, asset=name, blocking=check in BLOCKING, description=_first_line(function))
+        for check, function in every.items()
+    ]
+
+    @dg.multi_asset_check(
+        name=f"{name}_checks", specs=specs, can_subset=True, required_resource_keys=required_resource_keys
+    )
+    def volume_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        selected = {key.name for key in context.selected_asset_check_keys}
+        for outcome in run(context, [check for check in every if check in selected]):
+            yield _result(name, outcome)
+
+    return volume_checks
+
+
+def _result(asset: str, outcome: CheckOutcome) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=dg.AssetCheckSeverity.ERROR if outcome.name in BLOCKING else dg.AssetCheckSeverity.WARN,
+        description=outcome.message,
+        metadata={
+            **_entries("expected", outcome.expected),
+            **_entries("found", outcome.found),
+            **({"details": dg.MetadataValue.json(_plain(outcome.details))} if outcome.details else {}),
+        },
+    )
+
+
+def _entries(label: str, value: Any) -> dict[str, Any]:
+    """One entry per value, so that the UI shows them at a glance and plots numbers over time."""
+    values = _plain(value)
+    named = {f"{label} {key}": item for key, item in values.items()} if isinstance(values, dict) else {label: values}
+    return {
+        key: item if isinstance(item, str | int | float) else dg.MetadataValue.text(json.dumps(item))
+        for key, item in named.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of it: metadata must hold no tuples and no numpy scalars."""
+    return json.loads(json.dumps(value))
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").strip().splitlines()[0]

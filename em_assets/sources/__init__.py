@@ -1,0 +1,48 @@
+"""One module per kind of publisher: what it lists, what it says of itself, and a reader of its voxels. No Dagster.
+
+`open_source(spec, settings)` is the one door: a new kind is one module beside its facts, and one line here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from em_assets.datasets.spec import DatasetSpec
+    from em_assets.formats.reader import VolumeReader
+    from em_assets.settings import Settings
+    from em_assets.volume import Box, Claim, RemoteFile
+
+
+class OpenSource(Protocol):
+    """A publisher's volume that answered and is what the spec expects."""
+
+    @property
+    def reader(self) -> VolumeReader:
+        """The level that the spec names."""
+
+    def met(self) -> dict[str, Any]:
+        """What the publisher was found to do where that was not known for sure, for the record."""
+
+    def list(self) -> list[RemoteFile]:
+        """The publisher's objects that describe the volume (chunks are not listed one by one)."""
+
+    def documents(self) -> dict[str, bytes]:
+        """Raw replies worth keeping, by file name."""
+
+    def crop_box(self) -> tuple[Box, dict[str, Any]]:
+        """The box the spec asks for, in the publisher's voxels, and how it was found."""
+
+
+def describe(spec: DatasetSpec, documents: dict[str, bytes]) -> list[Claim]:
+    """Every value that the publisher's stored documents state, with where it came from. No network."""
+    from em_assets.sources import precomputed
+
+    return precomputed.describe(spec, documents)
+
+
+def open_source(spec: DatasetSpec, settings: Settings) -> OpenSource:
+    """Asks the publisher. Raises Unavailable, Malformed, Unsupported, or Mismatch where it is not what is expected."""
+    from em_assets.sources.precomputed import PrecomputedImage
+
+    return PrecomputedImage(spec, settings)
