@@ -1,0 +1,460 @@
+"""The viewer: links that open the right place, a server that gives away nothing else, and the picture in a browser."""
+
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import ROOT
+from em_assets.datasets.spec import load_spec
+from em_assets.errors import Malformed, Unavailable
+from em_assets.pipeline import listed_record
+from em_assets.records import VOLUME, DatasetFolder, PartitionRecord, VoxelStatistics, now
+from em_assets.settings import PACKAGED_DATASETS
+from em_assets.store import LocalStore, Store, open_store
+from em_assets.viewer import (
+    Picture,
+    build_app,
+    client_folder,
+    hosted_url,
+    neuroglancer_state,
+    neuroglancer_url,
+    read_picture,
+    requested_range,
+    value_range,
+)
+from em_assets.volume import Box
+
+SHAPE = (64, 96, 160)
+VOXEL_SIZE_NM = (12.0, 8.0, 4.0)
+ORIGIN = (10, 200, 3000)
+NAME = "asymmetric"
+BASE, LEFT_X, TOP_Y, FIRST_Z = 100, 250, 170, 30
+"""Grey values: of the whole, and of the first quarter along x, y and z."""
+BACKGROUND = 128
+"""Neuroglancer's, where there is no volume."""
+
+
+def asymmetric() -> np.ndarray:
+    """No axis can be taken for another, and none for its mirror image."""
+    volume = np.full(SHAPE, BASE, np.uint8)
+    volume[: SHAPE[0] // 4] = FIRST_Z
+    volume[:, : SHAPE[1] // 4] = TOP_Y
+    volume[:, :, : SHAPE[2] // 4] = LEFT_X
+    return volume
+
+
+def write_volume(store: Store, root: str, storage_options: dict | None = None) -> DatasetFolder:
+    """The volume with two levels, sharded, by zarr-python: another writer than the product's."""
+    import zarr
+
+    level0 = asymmetric()
+    options = {"storage_options": storage_options} if storage_options else {}
+    group = zarr.create_group(f"{root}/{NAME}/{VOLUME}", **options)
+    datasets = []
+    for level, data in enumerate([level0, level0[::2, ::2, ::2]]):
+        array = group.create_array(
+            str(level), shape=data.shape, dtype="uint8", chunks=(16, 16, 16), shards=(32, 32, 32), fill_value=0
+        )
+        array[:] = data
+        scale = [size * 2**level for size in VOXEL_SIZE_NM]
+        first = [(o + 0.5) * s + (k - s) / 2 for o, s, k in zip(ORIGIN, VOXEL_SIZE_NM, scale, strict=True)]
+        transformations = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": first}]
+        datasets.append({"path": str(level), "coordinateTransformations": transformations})
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"name": NAME, "axes": axes, "datasets": datasets}]}
+    return DatasetFolder(store, NAME)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = str(tmp_path_factory.mktemp("store"))
+    return write_volume(LocalStore(root), root)
+
+
+@contextmanager
+def served(folder: DatasetFolder):
+    """The port of the viewer's server, in a thread of this process."""
+    for module in ("starlette", "uvicorn", "neuroglancer"):
+        pytest.importorskip(module, reason=f"{module} (extra `view`) is not installed")
+    import uvicorn
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    app = build_app(folder, client_folder(), allowed_hosts=["127.0.0.1", "localhost"])
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listening.close()
+
+
+@pytest.fixture(scope="module")
+def port(folder):
+    with served(folder) as number:
+        yield number
+
+
+def ask(port: int, path: str, method: str = "GET", **headers: str):
+    """One request, its path sent as it is: (status, headers, body)."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders()
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
+SHARD = f"/{NAME}.ome.zarr/0/c/0/0/0"
+
+
+@pytest.fixture
+def shard(folder):
+    return folder.read(f"{VOLUME}/0/c/0/0/0")
+
+
+def test_an_object_is_served_whole(port, shard):
+    """GET gives the very bytes, with length and tag."""
+    status, headers, body = ask(port, SHARD)
+    assert (status, body) == (200, shard)
+    assert headers["content-length"] == str(len(shard))
+    assert headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        pytest.param("bytes=10-19", slice(10, 20), id="both ends"),
+        pytest.param("bytes=10-", slice(10, None), id="to the end"),
+        pytest.param("bytes=-100", slice(-100, None), id="suffix"),
+        pytest.param("bytes=0-99999999", slice(0, None), id="beyond the end"),
+    ],
+)
+def test_ranges(port, shard, value, part):
+    """206 with the right bytes and the right Content-Range: shards are read in parts, the index from the end."""
+    status, headers, body = ask(port, SHARD, Range=value)
+    assert (status, body) == (206, shard[part])
+    start = range(len(shard))[part].start
+    assert headers["content-range"] == f"bytes {start}-{start + len(body) - 1}/{len(shard)}"
+
+
+def test_a_range_outside_is_refused(port, shard):
+    """416, with the size."""
+    status, headers, _ = ask(port, SHARD, Range=f"bytes={len(shard)}-")
+    assert status == 416
+    assert headers["content-range"] == f"bytes */{len(shard)}"
+
+
+def test_head_says_the_same_without_a_body(port, shard):
+    """HEAD has GET's headers."""
+    status, headers, body = ask(port, SHARD, "HEAD")
+    assert (status, body) == (200, b"")
+    assert headers["content-length"] == str(len(shard))
+
+
+def test_tags(port):
+    """An unchanged object is not sent twice, and a part of another version not taken for one of this."""
+    _, headers, whole = ask(port, SHARD)
+    assert ask(port, SHARD, If_None_Match=headers["etag"])[0] == 304
+    assert ask(port, SHARD, Range="bytes=0-9", If_Range=headers["etag"])[0] == 206
+    assert ask(port, SHARD, Range="bytes=0-9", If_Range='"other"')[2] == whole
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/{NAME}.ome.zarr/0/c/9/9/9",
+        f"/{NAME}.ome.zarr/0/c",
+        f"/{NAME}.ome.zarr/",
+        f"/{NAME}.ome.zarr/../metadata.json",
+        f"/{NAME}.ome.zarr/..%2fmetadata.json",
+        f"/{NAME}.ome.zarr/%2e%2e/metadata.json",
+        f"/{NAME}.ome.zarr/..%5cmetadata.json",
+        f"/{NAME}.ome.zarr/%2e%2e%2f%2e%2e%2fsecret",
+        f"/{NAME}.ome.zarr//etc/passwd",
+        f"/{NAME}.ome.zarr/0%00",
+        f"/{NAME}/metadata.json",
+        "/secret",
+        "/v/other/",
+        f"/v/{NAME}/../../secret",
+        f"/v/{NAME}/..%2f..%2fsecret",
+    ],
+)
+def test_nothing_else_can_be_read(folder, port, path):
+    """404 for missing chunks, for folders, for whatever lies beside the volume, however the way there is written."""
+    Path(folder.store.root, "secret").write_text("secret")
+    folder.write("metadata.json", b"secret")
+    try:
+        status, _, body = ask(port, path)
+    finally:
+        folder.store.delete(folder.path("metadata.json"))
+    assert status == 404
+    assert b"secret" not in body
+
+
+def test_other_methods_and_other_origins(port):
+    """Nothing can be written; nobody is invited across origins; a page that calls us by another name is refused."""
+    assert ask(port, SHARD, "PUT")[0] == 405
+    status, headers, _ = ask(port, SHARD, "OPTIONS", Origin="http://elsewhere.example")
+    assert status == 405
+    assert "access-control-allow-origin" not in headers
+    assert ask(port, SHARD, Host="elsewhere.example")[0] == 400
+
+
+def test_home_leads_to_the_client_with_a_state(port):
+    """`/` opens the client on this dataset, with the address the browser used: forwarded ports work."""
+    status, headers, _ = ask(port, "/", Host="localhost:9999")
+    assert status == 302
+    link = urlsplit(headers["location"])
+    assert (link.netloc, link.path) == ("localhost:9999", f"/v/{NAME}/")
+    state = json.loads(unquote(link.fragment.removeprefix("!")))
+    assert state["layers"][0]["source"] == f"zarr3://http://localhost:9999/{NAME}.ome.zarr/"
+    status, headers, body = ask(port, link.path)
+    assert status == 200
+    assert headers["content-type"].startswith("text/html")
+    assert b"<script" in body
+
+
+def test_from_s3_it_is_the_same(moto_s3):
+    """The voxels of a bucket are served as those of a folder."""
+    folder = write_volume(open_store(moto_s3), moto_s3, {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]})
+    with served(folder) as port:
+        whole = ask(port, SHARD)
+        assert whole[0] == 200
+        assert whole[2] == folder.read(f"{VOLUME}/0/c/0/0/0")
+        assert ask(port, SHARD, Range="bytes=-20")[2] == whole[2][-20:]
+        assert ask(port, f"/{NAME}.ome.zarr/0/c/9/9/9")[0] == 404
+        assert ask(port, "/")[0] == 302
+
+
+@given(st.integers(0, 1000), st.none() | st.integers(0, 1000), st.none() | st.integers(0, 1000))
+def test_a_range_is_a_slice(size, first, last):
+    """`bytes=a-b` is `data[a:b+1]`, `bytes=-n` is the last n, on data of any size."""
+    data = bytes(i % 256 for i in range(size))
+    text = f"bytes={'' if first is None else first}-{'' if last is None else last}"
+    part = requested_range(text, size)
+    if first is None and last is None:
+        assert part is None
+    elif first is None:
+        assert bytes(data[i] for i in part) == (data[-last:] if last else b"")
+    elif last is not None and last < first:
+        assert part is None
+    else:
+        assert bytes(data[i] for i in part) == (data[first:] if last is None else data[first : last + 1])
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "bytes", "bytes=", "bytes=1-2,4-5", "lines=1-2", "bytes=a-b", "bytes=1-²"]
+)
+def test_what_is_no_single_range_is_ignored(header):
+    """The whole object is sent instead."""
+    assert requested_range(header, 100) is None
+
+
+def test_the_state_is_centred_and_to_scale():
+    """Dimensions in metres, position in voxels at the middle, axes x, y, z."""
+    box = Box((10, 200, 3000), (74, 296, 3160))
+    state = neuroglancer_state(Picture("em", "zarr3://http://h/", VOXEL_SIZE_NM, box, (10.0, 200.5)))
+    assert list(state["dimensions"]) == ["x", "y", "z"]
+    assert state["dimensions"]["x"] == [pytest.approx(4e-9), "m"]
+    assert state["dimensions"]["z"] == [pytest.approx(12e-9), "m"]
+    assert state["position"] == [3080, 248, 42]
+    assert state["crossSectionScale"] == pytest.approx(768 / 4 / 400)
+    assert "range=[10,200.5]" in state["layers"][0]["shader"]
+    assert state["layout"] == "4panel"
+
+
+def test_neuroglancer_itself_reads_the_link_back():
+    """The wheel's own parser understands the link, and nothing is lost."""
+    neuroglancer = pytest.importorskip("neuroglancer", reason="neuroglancer (extra `view`) is not installed")
+    state = neuroglancer_state(Picture("em", "zarr3://http://h/a.ome.zarr/", VOXEL_SIZE_NM, Box((0, 0, 0), SHAPE)))
+    parsed = neuroglancer.parse_url(neuroglancer_url("http://h/v/em/", state)).to_json()
+    assert parsed["position"] == state["position"]
+    assert parsed["dimensions"] == state["dimensions"]
+    assert parsed["layers"][0]["shader"] == state["layers"][0]["shader"]
+
+
+def test_the_hosted_link_opens_the_publishers_volume_at_the_crop():
+    """No server needed: the publisher's own address, the crop in the middle and outlined."""
+    spec = load_spec(PACKAGED_DATASETS / "hemibrain_crop.yaml")
+    box = Box((100, 200, 300), (1100, 1200, 1300))
+    link = hosted_url(spec, listed_record(spec).model_copy(update={"source_box": box}))
+    assert link.startswith("https://neuroglancer-demo.appspot.com/#!")
+    state = json.loads(unquote(link.partition("#!")[2]))
+    assert state["layers"][0]["source"] == f"precomputed://{spec.source.url}"
+    assert state["position"] == [800, 700, 600]
+    assert state["layers"][1]["annotations"][0]["pointA"] == [300, 200, 100]
+    assert "position" not in json.loads(unquote(hosted_url(spec, None).partition("#!")[2]))
+
+
+def test_the_picture_is_read_from_the_volume_itself(folder):
+    """Shape, voxel size and place come from the OME-Zarr metadata: the corner is half a voxel before the centre."""
+    picture = read_picture(folder, "here")
+    assert picture.voxel_size_nm == VOXEL_SIZE_NM
+    assert picture.box == Box.from_shape(SHAPE, at=ORIGIN)
+    assert picture.value_range is None
+
+
+def test_contrast_follows_the_statistics(tmp_path):
+    """Three standard deviations around the mean of all voxels, within what occurs."""
+    folder = DatasetFolder(LocalStore(tmp_path), "em")
+    for index, (mean, deviation) in enumerate([(100.0, 10.0), (120.0, 10.0)]):
+        statistics = VoxelStatistics(
+            voxels=1000,
+            minimum=90,
+            maximum=255,
+            mean=mean,
+            standard_deviation=deviation,
+            zero_fraction=0,
+            saturated_fraction=0,
+        )
+        record = PartitionRecord(
+            key=f"z000_y000_x00{index}",
+            level=0,
+            box=Box((0, 0, 0), (1, 1, 1)),
+            objects=(),
+            identity="any",
+            written_at=now(),
+            tool="test",
+            statistics=statistics,
+        )
+        folder.write_partition_record(record)
+    low, high = value_range(folder)
+    assert low == 90
+    assert high == pytest.approx(110 + 3 * 200**0.5)
+
+
+def test_what_is_not_there_is_said_with_what_to_do(tmp_path):
+    """No volume: the way to get it. Damaged metadata: the file and the way out."""
+    folder = DatasetFolder(LocalStore(tmp_path), "em")
+    with pytest.raises(Unavailable, match="em-assets get em"):
+        read_picture(folder, "")
+    folder.write(f"{VOLUME}/zarr.json", b'{"attributes": {}}')
+    with pytest.raises(Malformed, match=r"zarr\.json is not the metadata of an OME-Zarr"):
+        read_picture(folder, "")
+
+
+def test_the_command_serves_until_interrupted(folder):
+    """`em-assets view NAME` prints the address and answers there; Ctrl-C ends it within 5 s, also with a page open."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "em_assets.cli", "view", NAME, "--no-browser"],
+        env={**os.environ, "EM_ASSETS_ROOT": folder.store.root, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith(f"{NAME}: http://127.0.0.1:"), line + process.stderr.read()
+        port = urlsplit(line.split()[1]).port
+        assert ask(port, SHARD)[0] == 200
+        events = socket.create_connection(("127.0.0.1", port))
+        events.sendall(f"GET /events/{NAME} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert b"200 OK" in events.recv(4096)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert time.monotonic() - started < 5
+        assert "Traceback" not in process.stderr.read()
+        events.close()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian package chromium)")
+def test_the_browser_shows_the_volume_upright_and_to_scale(port):
+    """Each axis where it belongs, none mirrored, each as long as its voxels times their size, at its place in space."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--ignore-gpu-blocklist"])
+        page = browser.new_page(viewport={"width": 1100, "height": 1100})
+        refused: list[str] = []
+        page.on("request", lambda request: refused.append(request.url) if "127.0.0.1" not in request.url else None)
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function("window.viewer && viewer.isReady()", timeout=60_000)
+        space = page.evaluate(
+            "(({names, scales, bounds}) => ({names, scales: [...scales], lower: [...bounds.lowerBounds],"
+            " upper: [...bounds.upperBounds]}))(viewer.coordinateSpace.value)"
+        )
+        boxes = [panel.bounding_box() for panel in page.query_selector_all(".neuroglancer-rendered-data-panel")]
+        pixels = picture_of(page)
+        status = page.inner_text("body")
+        browser.close()
+    assert space["names"] == ["x", "y", "z"]
+    assert space["scales"] == pytest.approx([size * 1e-9 for size in VOXEL_SIZE_NM[::-1]])
+    assert space["lower"] == list(ORIGIN[::-1])
+    assert space["upper"] == [o + n for o, n in zip(ORIGIN[::-1], SHAPE[::-1], strict=True)]
+    assert "Disconnected" not in status
+    assert "Connecting" not in status
+    assert not [url for url in refused if url.startswith("http")]
+    z, y, x = (n * s / min(VOXEL_SIZE_NM) * 400 / 192 for n, s in zip(SHAPE, VOXEL_SIZE_NM, strict=True))
+    xy, xz, _, yz = sorted(boxes, key=lambda box: (round(box["y"] / 100), box["x"]))
+    assert_panel(pixels, xy, (x, y), LEFT_X, TOP_Y)
+    assert_panel(pixels, xz, (x, z), LEFT_X, FIRST_Z)
+    assert_panel(pixels, yz, (-z, y), FIRST_Z, TOP_Y)  # Neuroglancer looks along x here: z grows to the left
+
+
+def picture_of(page) -> np.ndarray:
+    """The page as grey values, once it no longer changes."""
+    from PIL import Image
+
+    before = None
+    for _ in range(60):
+        pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L")).astype(int)
+        if before is not None and (pixels == before).all():
+            return pixels
+        before = pixels
+        page.wait_for_timeout(500)
+    raise AssertionError("the page never came to rest")
+
+
+def assert_panel(pixels: np.ndarray, box: dict, size: tuple[float, float], left: int, top: int) -> None:
+    """One cross-section: as wide and high as it must be, its first quarters at the left and at the top.
+
+    A negative width: the panel's axis grows to the left.
+    """
+    across, down = size
+    middle_x, middle_y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def at(right: float, below: float) -> int:
+        return pixels[round(middle_y + (below - 0.5) * down), round(middle_x + (right - 0.5) * across)]
+
+    assert at(0.6, 0.6) == pytest.approx(BASE, abs=3)
+    # the slab along x lies over that along y, which lies over that along z
+    assert at(0.12, 0.6) == pytest.approx(left, abs=3)
+    assert at(0.6, 0.12) == pytest.approx(top, abs=3)
+    for inside, outside in [(0.98, 1.02), (0.02, -0.02)]:
+        assert at(inside, 0.6) != pytest.approx(BACKGROUND, abs=3)
+        assert at(0.6, inside) != pytest.approx(BACKGROUND, abs=3)
+        assert at(outside, 0.6) == pytest.approx(BACKGROUND, abs=3)
+        assert at(0.6, outside) == pytest.approx(BACKGROUND, abs=3)
