@@ -5,13 +5,13 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import pytest
-from test_catalog_build import build, make_spec, store_dataset
 
 from em_assets.catalog.build import CATALOG
 from em_assets.catalog.query import Table, catalog_path, frame, query
 from em_assets.errors import Malformed, Unavailable
 from em_assets.settings import Settings
 from em_assets.store import LocalStore
+from test_catalog_build import build, make_spec, store_dataset
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import obstore
 import pytest
-from test_catalog_build import make_spec, store_dataset
 
 from em_assets.catalog.build import CATALOG, build_catalog
 from em_assets.catalog.query import catalog_path, query
 from em_assets.errors import Unavailable
 from em_assets.settings import Settings
 from em_assets.store import LocalStore, ObjectStore, open_store
+from test_catalog_build import make_spec, store_dataset
 
 
 def by_name(*specs):

@@ -1,0 +1,344 @@
+"""A dataset's spec -> its Dagster assets. The one place where the parts meet; the work itself is `pipeline.py`.
+
+    hemibrain_crop_chunks (by partition) --> hemibrain_crop --> hemibrain_crop_metadata --> metadata_catalog
+
+`hemibrain_crop` carries no partitions because Dagster refuses to materialize a partitioned asset by its name
+alone, and `dagster asset materialize --select hemibrain_crop` has to do the whole job. It fetches what is missing
+with the same function as the partitioned asset, and logs a materialization of each partition it fetched.
+"""
+
+import base64
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import dagster as dg
+
+from em_assets import pipeline
+from em_assets._default_target import leave_run_note
+from em_assets.checks.asset_checks import build_volume_checks
+from em_assets.checks.volume import BLOCKING, CheckOutcome
+from em_assets.datasets.spec import DatasetSpec
+from em_assets.errors import EmAssetsError
+from em_assets.partitions import chunk_partitions
+from em_assets.progress import Reporter, human_bytes, human_seconds, open_reporter
+from em_assets.records import DatasetFolder, DatasetRecord, PartitionRecord
+from em_assets.resources.storage import Storage
+from em_assets.settings import Settings
+from em_assets.store import Store
+
+CATALOG = "metadata_catalog"
+STARTED_BY_SENSOR = "dagster/sensor_name"
+"""Dagster's tag on the runs of a sensor: those finish what is here and never download."""
+FOLLOWS = dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
+"""Made again when what it depends on was, unless a blocking check of that is red."""
+RESOURCES = {"storage"}
+LARGEST_INLINE_PREVIEW_BYTES = 50_000
+"""Each copy stays in the event log for ever."""
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What every asset of one code location shares."""
+
+    settings: Settings
+    specs: Mapping[str, DatasetSpec]
+
+
+def build_dataset_assets(
+    spec: DatasetSpec, platform: Platform
+) -> tuple[list[dg.AssetsDefinition], dg.AssetChecksDefinition]:
+    """The three assets of one dataset, and its checks."""
+    assets = [_chunks_asset(spec, platform), _dataset_asset(spec, platform), _metadata_asset(spec, platform)]
+    return assets, build_volume_checks(spec.name, _run_checks(spec, platform), RESOURCES)
+
+
+def _chunks_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
+    @_asset(
+        spec,
+        f"{spec.name}_chunks",
+        partitions_def=chunk_partitions(spec),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        io_manager_key="zarr_regions",
+        description=f"Regions of {spec.title}: one shard of the stored volume each, voxel for voxel as published.",
+        kinds={"zarr", spec.source.kind},
+    )
+    def chunks(context: dg.AssetExecutionContext) -> None:
+        store, keys = _store(context), list(context.partition_keys)
+        with _explained(context, spec, platform), _reporter(context, spec, platform) as reporter:
+            try:
+                result = pipeline.fetch_dataset_partitions(
+                    spec, platform.settings, store, keys, reporter=reporter, log=context.log.info
+                )
+            except pipeline.PartitionsFailed as error:
+                _log_partitions(context, spec, error.result.fetched + error.result.kept)
+                raise
+            for record in result.fetched + result.kept:
+                context.add_asset_metadata(_partition_metadata(record), partition_key=record.key)
+            reporter.finish([f"{spec.name}: {len(result.fetched)} partitions fetched, {len(result.kept)} already here"])
+
+    return chunks
+
+
+def _dataset_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
+    chunks_key = dg.AssetKey(f"{spec.name}_chunks")
+
+    @_asset(
+        spec,
+        spec.name,
+        deps=[dg.AssetDep(chunks_key, partition_mapping=dg.AllPartitionMapping())],
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        io_manager_key="zarr_regions",
+        automation_condition=dg.AutomationCondition.eager(),
+        description=spec.description,
+        kinds={"zarr", "ome"},
+    )
+    def dataset(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        store = _store(context)
+        with _explained(context, spec, platform), _reporter(context, spec, platform) as reporter:
+            refresh_catalog(context, platform, store)
+            try:
+                record, result = pipeline.materialize_dataset(
+                    spec,
+                    platform.settings,
+                    store,
+                    reporter=reporter,
+                    log=context.log.info,
+                    may_fetch=STARTED_BY_SENSOR not in context.run.tags,
+                )
+            except pipeline.PartitionsFailed as error:
+                _log_partitions(context, spec, error.result.fetched)
+                raise
+            _log_partitions(context, spec, _not_yet_known(context, chunks_key, result))
+            refresh_catalog(context, platform, store)
+            reporter.finish(_summary(spec, record, result))
+        return dg.MaterializeResult(
+            metadata=_dataset_metadata(spec, DatasetFolder(store, spec.name), record, result),
+            data_version=dg.DataVersion(record.sha256 or record.identity),
+        )
+
+    return dataset
+
+
+def _metadata_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
+    @_asset(
+        spec,
+        f"{spec.name}_metadata",
+        deps=[spec.name],
+        automation_condition=FOLLOWS,
+        description=f"What the publisher's own documents state about {spec.name}, each value with its origin.",
+        kinds={"parquet"},
+    )
+    def metadata(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        with _explained(context, spec, platform):
+            claims = pipeline.describe_dataset(spec, _store(context))
+        rows = [
+            dg.TableRecord({"key": claim.key, "value": str(claim.value), "document": claim.document})
+            for claim in claims[:50]
+        ]
+        return dg.MaterializeResult(
+            metadata={
+                "claims": len(claims),
+                "page": dg.MetadataValue.url(spec.page_url),
+                "license": spec.license,
+                "citation": spec.citation,
+                "doi": dg.MetadataValue.url(f"https://doi.org/{spec.doi}"),
+                **({"first_claims": dg.MetadataValue.table(rows)} if rows else {}),
+            }
+        )
+
+    return metadata
+
+
+def build_catalog_asset(platform: Platform) -> dg.AssetsDefinition:
+    """`metadata_catalog`: `metadata.duckdb`, rebuilt from the store and swapped in whole."""
+
+    @dg.asset(
+        name=CATALOG,
+        deps=[f"{name}_metadata" for name in platform.specs],
+        required_resource_keys=RESOURCES,
+        automation_condition=FOLLOWS,
+        group_name="catalog",
+        kinds={"duckdb"},
+        owners=["team:em_assets"],
+        description="metadata.duckdb: a row for each dataset, file, chunk and level; rebuilt from the store.",
+    )
+    def metadata_catalog(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        with _explained(context, None, platform):
+            return dg.MaterializeResult(metadata=_build_catalog(platform, _store(context)))
+
+    return metadata_catalog
+
+
+def refresh_catalog(context: dg.AssetExecutionContext, platform: Platform, store: Store) -> None:
+    """Rebuilds the catalogue from inside a dataset's step, so that its name alone leaves a database with its row."""
+    context.log_event(dg.AssetMaterialization(CATALOG, metadata=_build_catalog(platform, store)))
+
+
+def _build_catalog(platform: Platform, store: Store) -> dict[str, Any]:
+    from em_assets.catalog.build import build_catalog
+
+    built = build_catalog(platform.specs, store, platform.settings)
+    return {"dagster/uri": built.uri, "seconds": round(built.seconds, 3), **built.rows}
+
+
+def _run_checks(spec: DatasetSpec, platform: Platform) -> Callable[[Any, Sequence[str]], list[CheckOutcome]]:
+    def run(context: dg.AssetCheckExecutionContext, names: Sequence[str]) -> list[CheckOutcome]:
+        from em_assets.catalog.build import build_catalog
+
+        store: Store = context.resources.storage.store
+        with _explained(context, spec, platform):
+            outcomes, _ = pipeline.recheck_dataset(spec, store, names, context.log.info)
+            if not outcomes:
+                raise pipeline.ChecksFailed(f"{spec.name} is not stored yet; materialize it before checking it.")
+            build_catalog(platform.specs, store, platform.settings)
+        red = [outcome for outcome in outcomes if not outcome.passed and outcome.name in BLOCKING]
+        if red:
+            leave_run_note(f"{spec.name}: check {red[0].name} failed: {red[0].message}.")
+        return outcomes
+
+    return run
+
+
+@contextlib.contextmanager
+def _explained(context: Any, spec: DatasetSpec | None, platform: Platform) -> Iterator[None]:
+    """Turns our errors into a Dagster failure of one sentence, after the catalogue shows it.
+
+    No retry by Dagster: what may help to try again was tried by `fetch/`.
+    """
+    try:
+        yield
+    except Exception as error:
+        ours = isinstance(error, EmAssetsError)
+        sentence = " ".join(str(error).split())
+        leave_run_note(sentence if ours else f"this is a bug, please report it: {type(error).__name__}: {sentence}")
+        if spec is not None and isinstance(context, dg.AssetExecutionContext):
+            # the reason of the failure matters more than a catalogue that cannot be written now
+            try:
+                refresh_catalog(context, platform, _store(context))
+            except EmAssetsError as second:
+                context.log.warning("the catalogue could not be refreshed: %s", second)
+        if not ours:
+            raise
+        raise dg.Failure(description=sentence, allow_retries=False) from error
+
+
+def _store(context: Any) -> Store:
+    storage: Storage = context.resources.storage
+    return storage.store
+
+
+def _reporter(context: dg.AssetExecutionContext, spec: DatasetSpec, platform: Platform) -> Reporter:
+    return open_reporter(context.log.info, label=spec.name, show=platform.settings.progress)
+
+
+def _asset(spec: DatasetSpec, name: str, **options: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """`dg.asset` with what all assets of a dataset share."""
+    decorator = dg.asset(
+        name=name,
+        group_name=spec.publisher,
+        owners=list(spec.owners),
+        tags={"license": _tag_value(spec.license)},
+        metadata={
+            "page": dg.MetadataValue.url(spec.page_url),
+            "source": dg.MetadataValue.url(spec.source.url),
+            "license": spec.license,
+            "shape (z, y, x)": " x ".join(map(str, spec.shape)),
+            "voxel_size_nm (z, y, x)": " x ".join(str(size) for size in spec.expected.voxel_size_nm),
+        },
+        required_resource_keys=RESOURCES,
+        **options,
+    )
+    return cast("Callable[[Callable[..., Any]], dg.AssetsDefinition]", decorator)
+
+
+def _tag_value(text: str) -> str:
+    """Dagster's tags hold letters, digits, `-`, `_` and `.`, at most 63."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:63].strip("-_.")
+
+
+def _not_yet_known(
+    context: dg.AssetExecutionContext, chunks: dg.AssetKey, result: pipeline.FetchResult
+) -> list[PartitionRecord]:
+    """What was fetched now, and what this history has never heard of (a fresh history over a full store)."""
+    known = context.instance.get_materialized_partitions(chunks)
+    return result.fetched + [record for record in result.kept if record.key not in known]
+
+
+def _log_partitions(context: dg.AssetExecutionContext, spec: DatasetSpec, records: Iterable[PartitionRecord]) -> None:
+    for record in records:
+        version = record.objects[0].sha256 if record.objects else "absent"
+        context.log_event(
+            dg.AssetMaterialization(
+                f"{spec.name}_chunks",
+                partition=record.key,
+                metadata=_partition_metadata(record),
+                tags={"dagster/data_version": version},
+            )
+        )
+
+
+def _partition_metadata(record: PartitionRecord) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "size_bytes": sum(stored.size_bytes for stored in record.objects),
+        "received_bytes": record.received_bytes,
+        "seconds": record.seconds,
+        "missing_source_chunks": len(record.missing),
+        "box (z, y, x)": str(record.box),
+    }
+    if record.statistics is not None:
+        metadata["mean"] = record.statistics.mean
+    if record.objects:
+        metadata["sha256"] = record.objects[0].sha256
+    return metadata
+
+
+def _dataset_metadata(
+    spec: DatasetSpec, folder: DatasetFolder, record: DatasetRecord, result: pipeline.FetchResult
+) -> dict[str, Any]:
+    from em_assets.viewer import hosted_url
+
+    rate = result.received_bytes / result.seconds / 1e6 if result.seconds else None
+    metadata: dict[str, Any] = {
+        "dagster/uri": folder.uri("volume.ome.zarr"),
+        "shape (z, y, x)": " x ".join(map(str, spec.shape)),
+        "voxel_size_nm (z, y, x)": " x ".join(str(size) for size in spec.expected.voxel_size_nm),
+        "file_size_bytes": record.file_size_bytes or 0,
+        "partitions_fetched": len(result.fetched),
+        "received_bytes": result.received_bytes,
+        "source_box (z, y, x)": str(record.source_box),
+        "neuroglancer at the publisher": dg.MetadataValue.url(hosted_url(spec, record)),
+    }
+    if rate is not None:
+        metadata["received_MB_per_second"] = round(rate, 1)
+    if result.changed:
+        preview = folder.read("preview.png")
+        if len(preview) <= LARGEST_INLINE_PREVIEW_BYTES:
+            picture = base64.b64encode(preview).decode()
+            metadata["preview"] = dg.MetadataValue.md(f"![three slices](data:image/png;base64,{picture})")
+    return metadata
+
+
+def _summary(spec: DatasetSpec, record: DatasetRecord, result: pipeline.FetchResult) -> list[str]:
+    from em_assets.viewer import hosted_url
+
+    done = (
+        f"{len(result.fetched)} partitions fetched "
+        f"({human_bytes(result.received_bytes)} in {human_seconds(result.seconds)})"
+        if result.fetched
+        else "nothing had to be fetched"
+    )
+    return [
+        f"{record.name} is complete: {done}, {human_bytes(record.file_size_bytes or 0)} stored",
+        f"  volume    {record.local_paths.get('volume')}",
+        f"  look      em-assets view {record.name}",
+        '  query     em-assets sql "from overview"',
+        f"  at the publisher  {hosted_url(spec, record)}",
+    ]
+
+
+def spec_file(name: str, folders: Sequence[Path]) -> Path | None:
+    """The YAML that describes a dataset."""
+    return next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)

@@ -1,0 +1,102 @@
+"""The Dagster code location: every spec's assets and checks, the catalogue, the resources, the sensor.
+
+Loading stays light: no array, table or cloud library is imported before a step needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from em_assets._default_target import leave_run_note
+from em_assets.assets import Platform, build_catalog_asset, build_dataset_assets, spec_file
+from em_assets.automation import build_sensors
+from em_assets.datasets.spec import load_specs
+from em_assets.errors import EmAssetsError
+from em_assets.partitions import explain_arguments
+from em_assets.resources.storage import Storage
+from em_assets.resources.zarr_io import ZarrRegionIOManager
+from em_assets.settings import S3Access, Settings, read_settings
+
+# single-run backfills are what this platform rests on; Dagster still calls them beta
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+STEPS_AT_ONCE = 4
+
+
+def build_defs(
+    *, settings: Settings | None = None, resources: Mapping[str, Any] | None = None, executor: Any = None
+) -> dg.Definitions:
+    """Everything, from the environment or from `settings`. `resources` replaces any of them by key (tests)."""
+    settings = settings or read_settings()
+    folders = settings.dataset_folders()
+    platform = Platform(settings, load_specs(folders))
+    assets: list[dg.AssetsDefinition] = [build_catalog_asset(platform)]
+    checks: list[dg.AssetChecksDefinition] = []
+    for spec in platform.specs.values():
+        dataset_assets, dataset_checks = build_dataset_assets(spec, platform)
+        assets += _with_reference(dataset_assets, spec_file(spec.name, folders))
+        checks.append(dataset_checks)
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=checks,
+        sensors=build_sensors(),
+        resources=_resources(settings, folders, resources or {}),
+        executor=executor or dg.multiprocess_executor.configured({"max_concurrent": STEPS_AT_ONCE}),
+    )
+
+
+def _resources(settings: Settings, folders: list[Path], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Ours, with those that are given in their place; the I/O manager uses the storage that is given."""
+    resources: dict[str, Any] = {}
+    if "storage" in given:
+        storage = given["storage"]
+    elif settings.root.startswith("s3://"):
+        # seconds to import, so only where it is used; replace it in `resources` to give credentials in code
+        from dagster_aws.s3 import S3Resource
+
+        access = S3Access.from_environment()
+        resources["s3"] = S3Resource(
+            endpoint_url=access.endpoint_url, region_name=access.region, use_unsigned_session=access.anonymous
+        )
+        storage = Storage.from_s3_resource(settings.root, resources["s3"])
+    else:
+        storage = Storage(root=settings.root)
+    folder_names = [str(folder.absolute()) for folder in folders]
+    regions = ZarrRegionIOManager(storage=storage, dataset_folders=folder_names)
+    return {**resources, "storage": storage, "zarr_regions": regions, **given}
+
+
+def _with_reference(assets: list[dg.AssetsDefinition], file: Path | None) -> list[dg.AssetsDefinition]:
+    """The dataset's YAML as the assets' source: that is what a person edits."""
+    if file is None:
+        return assets
+    reference = dg.CodeReferencesMetadataValue(
+        code_references=[dg.LocalFileCodeReference(file_path=str(file.absolute()), line_number=1, label=file.name)]
+    )
+    return list(
+        dg.map_asset_specs(lambda spec: spec.merge_attributes(metadata={"dagster/code_references": reference}), assets)
+    )
+
+
+def _load() -> dg.Definitions:
+    """The definitions of the environment; what is wrong with it, or with the command, is left as one sentence."""
+    try:
+        settings = read_settings()
+        loaded = build_defs(settings=settings)
+    except EmAssetsError as error:
+        leave_run_note(str(error))
+        raise
+    names = [key.to_user_string() for key in loaded.resolve_all_asset_keys()]
+    sentence = explain_arguments(sys.orig_argv, load_specs(settings.dataset_folders()), names)
+    if sentence is not None:
+        leave_run_note(sentence)
+    return loaded
+
+
+defs = _load()

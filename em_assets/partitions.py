@@ -1,0 +1,60 @@
+"""Partition definitions: one static key per shard of level 0, known from the spec alone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import dagster as dg
+
+from em_assets.datasets.spec import DatasetSpec
+from em_assets.records import partition_key
+
+CHUNKS_SUFFIX = "_chunks"
+
+
+def chunk_keys(spec: DatasetSpec) -> list[str]:
+    """`z000_y001_x002`, z slowest: tens to a few hundred, never the storage chunk (each costs UI and history)."""
+    return [partition_key(index) for index in spec.shard_indices()]
+
+
+def chunk_partitions(spec: DatasetSpec) -> dg.StaticPartitionsDefinition:
+    return dg.StaticPartitionsDefinition(chunk_keys(spec))
+
+
+def explain_arguments(arguments: Sequence[str], specs: Mapping[str, DatasetSpec], assets: Sequence[str]) -> str | None:
+    """What is wrong with the asset or partition that a `dagster asset materialize` command names, as one sentence.
+
+    Dagster refuses both with a stack trace that names neither what exists nor what is near. None if all is well, or
+    if the selection is more than one plain name.
+    """
+    selected, key = _option(arguments, "--select"), _option(arguments, "--partition")
+    if selected is None or not selected.isidentifier():
+        return None
+    if selected not in assets:
+        return f"there is no asset {selected}; the nearest are {_nearest(selected, assets)}."
+    spec = specs.get(selected.removesuffix(CHUNKS_SUFFIX))
+    if spec is None or not selected.endswith(CHUNKS_SUFFIX):
+        return None
+    keys = chunk_keys(spec)
+    if key is not None and key not in keys:
+        return f"{key!r} is not a partition of {selected}; the nearest are {_nearest(key, keys)}."
+    if key is None and _option(arguments, "--partition-range") is None:
+        return (
+            f"{selected} is partitioned: give --partition {keys[0]} or --partition-range {keys[0]}...{keys[-1]}, or "
+            f"select {spec.name}, which fetches all that is missing."
+        )
+    return None
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == name and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{name}="):
+            return argument.removeprefix(f"{name}=")
+    return None
+
+
+def _nearest(wrong: str, right: Sequence[str]) -> str:
+    return ", ".join(difflib.get_close_matches(wrong, right, n=3, cutoff=0.0))

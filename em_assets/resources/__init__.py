@@ -1,0 +1,1 @@
+"""Thin Dagster shells around plain code: the store, and the I/O manager that writes and reads regions."""
