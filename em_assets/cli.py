@@ -1,0 +1,691 @@
+"""`em-assets`: the front door for people. Thin: each command asks a module below and prints what it says.
+
+Whatever fails, the last line is the sentence that says why: exit code 1, 2 for a wrong command line, 130 for Ctrl-C.
+A traceback is shown with `--debug` only. What takes seconds to import is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import typer.core
+
+from em_assets.datasets.spec import ITEM_BYTES, NAME_PATTERN, DatasetSpec, load_specs
+from em_assets.errors import EmAssetsError, Malformed, Mismatch, Unavailable
+from em_assets.progress import human_bytes, human_seconds
+from em_assets.records import DatasetFolder, DatasetRecord
+from em_assets.settings import Settings, read_settings
+from em_assets.store import Store, open_store
+
+if TYPE_CHECKING:
+    from em_assets.pipeline import DatasetPlan
+    from em_assets.sample.origin import SampleState
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+SHOWN_RUNS = 20
+Format = Literal["table", "csv", "json"]
+
+FormatOption = Annotated[Format, typer.Option("--format", help="table for a person, csv or json for a program")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
+JsonOption = Annotated[bool, typer.Option("--json", help="for a program")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="a dataset, as `em-assets list` names it")]
+FolderOption = Annotated[Path, typer.Option("--folder", help="where the sample lies")]
+
+
+class _Group(typer.core.TyperGroup):
+    """Ctrl-C in any command is exit code 130, in every version of typer."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: it is read in logs and over slow lines, too
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+sample_app = typer.Typer(cls=_Group, rich_markup_mode=None, help="The publishers in small, on this machine.")
+app.add_typer(sample_app, name="sample", no_args_is_help=True)
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a locale without µ is no reason to fail
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    _say_little(debug)
+    try:
+        app(arguments, prog_name="em-assets")
+    except EmAssetsError as error:
+        if debug:
+            raise
+        _end_with(str(error))
+    except Exception as error:
+        if debug:
+            raise
+        what = error.strerror if isinstance(error, OSError) else None
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        _end_with(
+            f"{what}{where}; `--debug` shows where it happened."
+            if what
+            else f"this is a bug ({type(error).__name__}: {error}); `--debug` shows where, please report it."
+        )
+    finally:
+        _flush()
+
+
+def _say_little(debug: bool) -> None:
+    """What the modules log on their way (a host that is slow, a lock that is not there) is shown with `--debug`."""
+    if debug:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    else:
+        logging.getLogger("em_assets").addHandler(logging.NullHandler())  # or Python prints warnings by itself
+
+
+def _end_with(sentence: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(sentence, file=sys.stderr)
+    sys.exit(EXIT_FAILED)
+
+
+def _flush() -> None:
+    """Sends what is still buffered. A reader who has gone (`| head -1`) has seen enough."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or the interpreter complains at its end
+
+
+def _print_version() -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(f"em_assets {version('em_assets')}")
+    except PackageNotFoundError:
+        print("em_assets (run from its source, not installed)")
+
+
+@app.callback(invoke_without_command=True, epilog="Begin with: em-assets list")
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show where an error happened")] = False,  # noqa: ARG001  # main
+) -> None:
+    """Public 3D electron-microscopy volumes: download, look, ask, remove.
+
+    The environment says where: EM_ASSETS_ROOT is the store (default ./data), EM_ASSETS_DATASETS the specs.
+    """
+    if version:
+        _print_version()
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+# What there is
+
+
+@app.command("list", epilog="Example: em-assets list --format csv")
+def list_datasets(form: FormatOption = "table") -> None:
+    """Every dataset, and whether it is here.
+
+    With size, shape, voxel size and licence. Needs no network and no catalogue.
+    """
+    platform = _Platform.read()
+    found = [_Listed.read(name, platform) for name in platform.names()]
+    if form != "table":
+        values = ("name", "status", "size_bytes", "shape", "voxel_size_nm", "license", "title", "status_reason")
+        _print_table(values, [one.values() for one in found], form)
+        return
+    columns = ("name", "status", "size", "shape (z, y, x)", "voxel (nm)", "licence", "title")
+    _print_table(*_fitting(columns, [one.cells() for one in found], _width()), form)
+    for line in _notes_below(found):
+        print(line)
+
+
+@app.command(epilog="Example: em-assets show hemibrain_crop --json")
+def show(name: NameArgument, as_json: JsonOption = False) -> None:
+    """What is known about a dataset.
+
+    Its record in the store; of one that is not here, what its spec states.
+    """
+    from em_assets.pipeline import listed_record
+
+    platform = _Platform.read()
+    platform.require(name)
+    record = platform.folder(name).read_record()
+    if record is None:
+        record = listed_record(platform.spec(name))
+    values = record.model_dump(mode="json") | {"status": record.visible_status}
+    if as_json:
+        print(json.dumps(values, indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(_readable(values)))
+
+
+@app.command(epilog="Example: em-assets plan hemibrain_crop")
+def plan(
+    name: NameArgument,
+    offline: Annotated[bool, typer.Option("--offline", help="do not ask the publisher for requests and bytes")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What `get` would fetch and store.
+
+    And whether there is room: exit code 1 if it would be refused.
+    """
+    from em_assets.pipeline import plan_dataset
+
+    platform = _Platform.read()
+    planned = plan_dataset(platform.spec(name), platform.settings, platform.store, ask_publisher=not offline)
+    if as_json:
+        import dataclasses
+
+        print(json.dumps(dataclasses.asdict(planned), indent=1))
+    else:
+        print(planned.line())
+    if planned.refusals:
+        raise Mismatch(planned.refusals[0])
+
+
+@app.command(epilog='Example: em-assets sql "from overview"')
+def sql(
+    query: Annotated[str, typer.Argument(help='one statement of DuckDB\'s SQL, such as "from overview"')],
+    form: FormatOption = "table",
+) -> None:
+    """Asks the catalogue, metadata.duckdb.
+
+    Read-only. `show tables` and `describe datasets` say what there is.
+    """
+    from em_assets.catalog import query as catalog
+    from em_assets.catalog.render import render
+
+    settings = read_settings()
+    answer = catalog.query(catalog.catalog_path(open_store(settings.root), settings), query)
+    print(render(answer, format=form, width=_width()), end="")
+
+
+@app.command(epilog="Example: em-assets du")
+def du(form: FormatOption = "table") -> None:
+    """How much room each dataset takes."""
+    platform = _Platform.read()
+    sizes: dict[str, list[int]] = {}
+    for path, size in platform.store.list(""):
+        name = path.partition("/")[0] if "/" in path else "(catalogue)"
+        if not path.startswith("."):
+            sizes.setdefault(name, []).append(size)
+    ordered = sorted(sizes.items(), key=lambda item: -sum(item[1]))
+    if form == "table":
+        total = sum(map(sum, sizes.values()))
+        rows = [(name, human_bytes(sum(found)), f"{len(found)}") for name, found in ordered]
+        _print_table(("name", "size", "objects"), [*rows, ("total", human_bytes(total), "")], form)
+        free = platform.store.free_bytes()
+        print(f"{platform.store.uri('')}{f': {human_bytes(free)} free' if free is not None else ''}")
+    else:
+        _print_table(
+            ("name", "size_bytes", "objects"), [(name, sum(found), len(found)) for name, found in ordered], form
+        )
+
+
+@app.command(epilog="Example: em-assets logs hemibrain_crop")
+def logs(
+    name: NameArgument,
+    count: Annotated[int, typer.Option("-n", min=1, max=10**6, help="how many runs, the newest first")] = SHOWN_RUNS,
+    form: FormatOption = "table",
+) -> None:
+    """What happened to a dataset.
+
+    Its runs, the newest first, and what state it is in.
+    """
+    platform = _Platform.read()
+    platform.require(name)
+    folder = platform.folder(name)
+    paths = sorted((path for path, _ in platform.store.list(folder.path("runs"))), reverse=True)[:count]
+    runs = [run for run in map(platform.read_run, paths) if run is not None]
+    if form == "table":
+        _print_table(("started", "outcome", "took", "received", "reason"), list(map(_run_cells, runs)), form)
+        record = folder.read_record()
+        status = "listed: nothing is stored yet" if record is None else _status_line(record)
+        print(f"{name} is {status}")
+    else:
+        keys = list(dict.fromkeys(key for run in runs for key in run))
+        _print_table(keys, [tuple(run.get(key) for key in keys) for run in runs], form)
+
+
+@app.command(epilog="Example: em-assets view hemibrain_crop --port 8080 --no-browser")
+def view(
+    name: NameArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 0,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets the whole network look")] = "127.0.0.1",
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open a browser if there is one")] = True,
+) -> None:
+    """Opens a stored volume in Neuroglancer.
+
+    Served from this machine alone. Ctrl-C ends it.
+    """
+    from em_assets import viewer
+
+    platform = _Platform.read()
+    platform.require(name)
+    folder = platform.folder(name)
+    record = folder.read_record()
+    if record is not None and record.visible_status != "complete":
+        print(f"careful: {name} is {_status_line(record)}", file=sys.stderr)
+    viewer.view(folder, host=host, port=port, open_browser=browser, say=lambda line: print(line, flush=True))
+
+
+# What changes the store
+
+
+@app.command(epilog="Example: em-assets get hemibrain_crop --yes")
+def get(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="datasets, as `em-assets list` names them")],
+    yes: YesOption = False,
+) -> None:
+    """Downloads datasets and makes them whole.
+
+    Plan, question, progress, summary. Materializes the same Dagster assets as `dagster asset materialize --select
+    NAME`. Interrupt it at any moment and run it again: it goes on where it stopped.
+    """
+    from em_assets.pipeline import plan_dataset
+
+    platform = _Platform.read()
+    specs = [platform.spec(name) for name in dict.fromkeys(names)]
+    plans = [plan_dataset(spec, platform.settings, platform.store, ask_publisher=True) for spec in specs]
+    for planned in plans:
+        print(planned.line(), flush=True)
+    for planned in plans:
+        if planned.refusals:
+            raise Mismatch(planned.refusals[0])
+    unfinished = [planned.name for planned in plans if not platform.is_finished(planned)]
+    if unfinished:
+        _confirm("Download?", yes)
+        _materialize(unfinished, platform)
+    for spec in specs:
+        print("\n".join(_summary(platform.folder(spec.name))))
+
+
+@app.command("rm", epilog="Example: em-assets rm hemibrain_crop")
+def remove(name: NameArgument, yes: YesOption = False) -> None:
+    """Removes what is stored of a dataset.
+
+    Its spec stays, so that it can be downloaded again.
+    """
+    from em_assets.catalog.build import build_catalog
+    from em_assets.pipeline import dataset_lock
+
+    platform = _Platform.read()
+    platform.require(name)
+    sizes = [size for _, size in platform.store.list(name)]
+    where = platform.store.uri(name)
+    if not sizes:
+        print(f"nothing of {name} is stored at {where}")
+        return
+    platform.refuse_if_written(name)
+    print(f"{where}: {human_bytes(sum(sizes))} in {len(sizes)} objects")
+    _confirm("Remove?", yes)
+
+    def refuse_to_wait(_: str) -> None:
+        raise Mismatch(f"{name} is being written by another process; stop it first, or wait for its end.")
+
+    with dataset_lock(platform.store, name, refuse_to_wait):
+        platform.refuse_if_written(name)
+        platform.store.delete(f"{name}/metadata.json")  # first: from here on nobody takes the rest for a dataset
+        platform.store.delete_all(name)
+    build_catalog(platform.specs, platform.store, platform.settings)
+    print(f"removed {name}: {human_bytes(sum(sizes))}")
+
+
+# The sample
+
+
+@sample_app.command("up", epilog="Example: em-assets sample up")
+def sample_up(
+    folder: FolderOption = Path(".sample"),
+    volume: Annotated[
+        Path | None, typer.Option(help="publish this TIFF, folder of PNGs, .npy or Zarr instead of a drawn volume")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of the drawn volume")] = 1,
+) -> None:
+    """Writes the sample and serves it.
+
+    On 127.0.0.1, in the background. A second call finds both and does nothing.
+    """
+    from em_assets.sample import origin
+
+    state = origin.up(folder, volume=volume, seed=seed)
+    print(f"the sample is {'now' if state.wrote else 'already'} in {state.folder}, {_served(state)}")
+    print(f"  datasets  {', '.join(state.datasets)}")
+    option = "" if folder == Path(".sample") else f" --folder {folder}"
+    print(f'  switch    eval "$(em-assets sample env{option})"   (this shell then works on the sample alone)')
+    print(f"  then      em-assets get {state.datasets[0]}")
+
+
+@sample_app.command("down", epilog="Example: em-assets sample down")
+def sample_down(folder: FolderOption = Path(".sample")) -> None:
+    """Stops the sample's server.
+
+    Its files and what was made of them stay.
+    """
+    from em_assets.sample import origin
+
+    was_running = origin.status(folder).running
+    origin.down(folder)
+    print(f"the sample's server {'is stopped' if was_running else 'was not running'} ({folder.absolute()})")
+
+
+@sample_app.command("status", epilog="Example: em-assets sample status")
+def sample_status(folder: FolderOption = Path(".sample")) -> None:
+    """What there is, and whether it is served."""
+    from em_assets.sample import origin
+
+    state = origin.status(folder)
+    if not state.datasets:
+        print(f"there is no sample in {state.folder}; `em-assets sample up` makes one")
+        return
+    print(f"the sample is in {state.folder}, {_served(state)}")
+    print(f"  datasets  {', '.join(state.datasets)}")
+    if state.running:
+        print(f"  answered  {state.requests} requests with {human_bytes(state.bytes_sent)}")
+
+
+@sample_app.command("env", epilog='Example: eval "$(em-assets sample env)"')
+def sample_env(folder: FolderOption = Path(".sample")) -> None:
+    """Prints what switches a shell to the sample.
+
+    The `export` lines, and nothing else: of the specs, the store and the history.
+    """
+    from em_assets.sample import origin
+
+    print(origin.env_exports(folder), end="")
+
+
+def _served(state: SampleState) -> str:
+    if state.url is None:
+        return "but its server is not running: `em-assets sample up`"
+    return f"{'now' if state.started else 'already'} served at {state.url}"
+
+
+# What the commands share
+
+
+@dataclass(frozen=True)
+class _Platform:
+    """The environment as a command finds it."""
+
+    settings: Settings
+    specs: dict[str, DatasetSpec]
+    store: Store
+
+    @classmethod
+    def read(cls) -> _Platform:
+        settings = read_settings()
+        return cls(settings, load_specs(settings.dataset_folders()), open_store(settings.root))
+
+    def folder(self, name: str) -> DatasetFolder:
+        return DatasetFolder(self.store, name)
+
+    def names(self) -> list[str]:
+        """Every dataset of the specs, and those of a local store whose spec is gone."""
+        root = self.store.local_path("")
+        stored = [file.parent.name for file in root.glob("*/metadata.json")] if root is not None else []
+        return sorted({*self.specs, *(name for name in stored if re.match(NAME_PATTERN, name))})
+
+    def require(self, name: str) -> None:
+        """Refuses a name that neither the specs nor the store knows, and names the nearest."""
+        known = name in self.specs or (
+            re.match(NAME_PATTERN, name) is not None and next(iter(self.store.list(name)), None) is not None
+        )
+        if not known:
+            raise _unknown(name, self.names())
+
+    def spec(self, name: str) -> DatasetSpec:
+        if name not in self.specs:
+            raise _unknown(name, self.specs)
+        return self.specs[name]
+
+    def is_finished(self, planned: DatasetPlan) -> bool:
+        """Complete, and everything there in its size. Then there is nothing to start Dagster for."""
+        record = self.folder(planned.name).read_record()
+        return (
+            record is not None
+            and record.visible_status == "complete"
+            and not planned.partitions_missing
+            and planned.already_bytes == record.file_size_bytes
+        )
+
+    def refuse_if_written(self, name: str) -> None:
+        try:
+            record = self.folder(name).read_record()
+        except Malformed:
+            return  # a damaged record is one more reason to remove it
+        if record is not None and record.visible_status == "saving-data":
+            who = f" (process {record.heartbeat.pid} on {record.heartbeat.host})" if record.heartbeat else ""
+            raise Mismatch(f"{name} is being written{who}; stop that first, or wait for its end.")
+
+    def read_run(self, path: str) -> dict[str, Any] | None:
+        """One line of a dataset's history, None if it is not readable."""
+        try:
+            run = json.loads(self.store.read(path))
+        except (ValueError, FileNotFoundError):
+            return None
+        return run if isinstance(run, dict) else None
+
+
+def _unknown(name: str, names: Iterable[str]) -> Exception:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return typer.BadParameter(f"there is no dataset {name!r}; {hint}`em-assets list` shows all.")
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """One dataset in the list."""
+
+    name: str
+    status: str
+    reason: str | None
+    size_bytes: int | None
+    size_is_bound: bool
+    shape: tuple[int, ...] | None
+    voxel_size_nm: tuple[float, ...] | None
+    license: str
+    title: str
+
+    @classmethod
+    def read(cls, name: str, platform: _Platform) -> _Listed:
+        spec = platform.specs.get(name)
+        try:
+            record = platform.folder(name).read_record()
+            status, reason = ("listed", None) if record is None else (record.visible_status, record.status_reason)
+        except Malformed as error:
+            record, status, reason = None, "error", str(error)
+        size = record.file_size_bytes if record is not None and status == "complete" else None
+        shown = spec or record
+        return cls(
+            name=name,
+            status=status,
+            reason=reason,
+            size_bytes=_largest_size_bytes(spec) if size is None and spec is not None else size,
+            size_is_bound=size is None,
+            shape=(record.volume_shape if record is not None else None) or (spec.shape if spec is not None else None),
+            voxel_size_nm=_voxel_size_nm(record, spec),
+            license=shown.license if shown is not None else "",
+            title=shown.title if shown is not None else "",
+        )
+
+    def cells(self) -> tuple[str, ...]:
+        size = "" if self.size_bytes is None else human_bytes(self.size_bytes)
+        return (
+            self.name,
+            self.status,
+            f"up to {size}" if size and self.size_is_bound else size,
+            " x ".join(map(str, self.shape or ())),
+            " x ".join(f"{value:.6g}" for value in self.voxel_size_nm or ()),
+            self.license,
+            self.title,
+        )
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.name,
+            self.status,
+            self.size_bytes,
+            self.shape,
+            self.voxel_size_nm,
+            self.license,
+            self.title,
+            self.reason,
+        )
+
+
+def _voxel_size_nm(record: DatasetRecord | None, spec: DatasetSpec | None) -> tuple[float, ...] | None:
+    stored = record.voxel_size_nm if record is not None else None
+    return stored or (spec.expected.voxel_size_nm if spec is not None else None)
+
+
+def _largest_size_bytes(spec: DatasetSpec) -> int:
+    """Nothing compresses, and a pyramid adds a seventh."""
+    return math.prod(spec.shape) * ITEM_BYTES[spec.expected.dtype] * 8 // 7
+
+
+def _notes_below(found: Sequence[_Listed]) -> Iterator[str]:
+    """What a table has no room for: why something failed, and what to do next."""
+    for one in found:
+        if one.reason:
+            yield f"{one.name}: {one.reason}"
+    listed = [one.name for one in found if one.status == "listed"]
+    if listed:
+        yield f"download one with: em-assets get {listed[0]}"
+
+
+def _status_line(record: DatasetRecord) -> str:
+    return f"{record.visible_status}{f': {record.status_reason}' if record.status_reason else ''}"
+
+
+def _run_cells(run: dict[str, Any]) -> tuple[str, ...]:
+    started = str(run.get("started", "")).partition("+")[0].replace("T", " ")
+    seconds, received = run.get("seconds"), run.get("received_bytes")
+    return (
+        f"{started} UTC" if started else "",
+        str(run.get("outcome", "")),
+        human_seconds(seconds) if isinstance(seconds, int | float) else "",
+        human_bytes(received) if isinstance(received, int) else "",
+        str(run.get("reason") or ""),
+    )
+
+
+def _readable(values: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A record as `key  value` lines; what is unknown is left out."""
+    width = max(map(len, values), default=0)
+    for key, value in values.items():
+        if isinstance(value, dict):
+            if value:
+                yield f"{indent}{key}"
+                yield from _readable(value, indent + "  ")
+        elif value is not None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield f"{indent}{key:<{width}}  {' '.join(text.split())}"
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]], form: Format) -> None:
+    from em_assets.catalog.query import Table
+    from em_assets.catalog.render import render
+
+    types = tuple("VARCHAR" for _ in columns)
+    print(render(Table(tuple(columns), types, list(rows)), format=form, width=_width()), end="")
+
+
+def _fitting(
+    columns: tuple[str, ...], rows: list[tuple[str, ...]], width: int | None
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The table without its last columns where the terminal is too narrow: a list has one line per dataset."""
+    widths = [max(map(len, column)) + 2 for column in zip(columns, *rows, strict=True)]
+    count = len(columns)
+    while width is not None and count > 2 and sum(widths[:count]) > width + 2:
+        count -= 1
+    return columns[:count], [row[:count] for row in rows]
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where nobody folds lines (a pipe, a file)."""
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Returns if the answer is yes; nothing is done otherwise."""
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        print("nobody can be asked here (stdin is no terminal): add --yes to go on.", file=sys.stderr)
+        raise typer.Exit(EXIT_USAGE)
+    if not typer.confirm(question):
+        print("nothing was done")
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _summary(folder: DatasetFolder) -> list[str]:
+    record = folder.read_record()
+    if record is None or record.visible_status != "complete":
+        state = "not stored" if record is None else _status_line(record)
+        raise Unavailable(f"{folder.name} is {state}; `em-assets logs {folder.name}` shows its history.")
+    volume = record.local_paths["volume"]
+    return [
+        f"{folder.name} is complete: {human_bytes(record.file_size_bytes or 0)} stored",
+        f"  volume  {volume}",
+        f"  look    em-assets view {folder.name}",
+        '  ask     em-assets sql "from overview"',
+        "  use     import zarr",
+        f'          volume = zarr.open_group("{volume}", mode="r")',
+        '          block = volume["0"][0:128, 0:128, 0:128]  # z, y, x at full resolution',
+    ]
+
+
+def _materialize(names: Sequence[str], platform: _Platform) -> None:
+    """Runs Dagster and shows what a person needs. Raises Unavailable with the reason if it fails."""
+    from em_assets import dagster_child
+
+    log = dagster_child.new_log(platform.settings, names[0])
+    print(f"  Dagster starts (some seconds); its log is {log}", flush=True)
+    outcome = dagster_child.materialize(names, platform.settings, log)
+    if outcome.stopped_by is not None:
+        print(f"stopped; what was fetched is kept: `em-assets get {' '.join(names)}` goes on from there.", flush=True)
+        raise typer.Exit(128 + outcome.stopped_by)
+    if outcome.exit_code != 0:
+        raise Unavailable("\n".join(outcome.reasons) or _recorded_reason(names, platform, outcome.exit_code, log))
+    print(f"  done in {human_seconds(outcome.seconds)}")
+
+
+def _recorded_reason(names: Sequence[str], platform: _Platform, exit_code: int, log: Path) -> str:
+    """What the records say of a failed run that left no note; else where to look."""
+    for name in names:
+        record = platform.folder(name).read_record()
+        if record is not None and record.visible_status in ("error", "interrupted") and record.status_reason:
+            return f"{name}: {record.status_reason}"
+    return f"Dagster ended with exit code {exit_code} before it could say why; its log is {log}"
+
+
+if __name__ == "__main__":
+    main()
