@@ -1,6 +1,7 @@
 """Fixtures that any test may ask for. Markers are registered in pyproject.toml."""
 
 import os
+import uuid
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def realdata() -> Path:
 
 @pytest.fixture
 def moto_s3(monkeypatch):
-    """An empty prefix of the bucket `em-data` on a moto server of this test's own: its `s3://` root."""
+    """An empty prefix of the bucket `em-data` on a moto server: its `s3://` root."""
     server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -43,5 +44,5 @@ def moto_s3(monkeypatch):
     import boto3
 
     boto3.client("s3").create_bucket(Bucket="em-data")
-    yield "s3://em-data/store"
+    yield f"s3://em-data/{uuid.uuid4().hex}"  # moto keeps its objects as long as the process lives
     server.stop()

@@ -22,12 +22,13 @@ LAYERS: list[set[str]] = [
     {"formats", "sources"},
     {"standardize", "catalog"},
     {"blocks"},
-    {"resources", "partitions", "checks"},
-    {"pipeline"},
+    {"checks"},
+    {"pipeline", "viewer"},
+    {"resources", "partitions"},
     {"assets"},
     {"automation"},
     {"definitions"},
-    {"cli", "sample"},
+    {"cli", "dagster_child", "sample"},
 ]
 """Lowest first, as in the README. A module imports its own layer and those below; the longest name decides."""
 

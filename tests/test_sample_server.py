@@ -8,9 +8,9 @@ import time
 
 import pytest
 import urllib3
-from faulty import Fault, FaultyServer
 
 from em_assets.sample.server import IDENTITY_PATH, OriginServer
+from faulty import Fault, FaultyServer
 
 DATA = bytes(range(256)) * 40
 
