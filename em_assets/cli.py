@@ -567,7 +567,7 @@ def _voxel_size_nm(record: DatasetRecord | None, spec: DatasetSpec | None) -> tu
 
 
 def _largest_size_bytes(spec: DatasetSpec) -> int:
-    """Nothing compresses, and a pyramid adds a seventh."""
+    """About: nothing compresses, a pyramid adds a seventh. `plan` counts whole chunks, which needs heavier imports."""
     return math.prod(spec.shape) * ITEM_BYTES[spec.expected.dtype] * 8 // 7
 
 
