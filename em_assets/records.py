@@ -17,12 +17,17 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
+from em_assets.datasets.fields import NAME_PATTERN
 from em_assets.errors import Malformed
 from em_assets.store import Store, process_is_alive, process_start
 from em_assets.volume import Box, Zyx, zyx
 
 R = TypeVar("R", bound="_Record")
 VOLUME = "volume.ome.zarr"
+FURTHER_RECORDS = "records/volumes"
+"""Records of further volumes, a folder for each."""
+OBJECTS_RECORDS = "original_records"
+"""Records of published objects that are kept byte for byte below `original/`."""
 Status = Literal["listed", "saving-data", "interrupted", "complete", "error"]
 READS_AT_ONCE = 16
 HEARTBEAT_STALE_AFTER = timedelta(minutes=2)
@@ -94,9 +99,13 @@ class PartitionRecord(_Record):
     """The dataset's `DatasetSpec.identity()`, so that shards of two crops never mix."""
     missing: tuple[BoxField, ...] = ()
     """Level 0: the parts the publisher does not have, in voxels of the stored volume."""
+    filled_source_chunks: int = 0
+    """Level 0, where the spec says `fill`: how many chunks the publisher does not have, which count as its fill value.
+    Of one that reaches into several shards, each counts its part."""
     inputs: tuple[str, ...] = ()
-    """Level 1 and up: the sha256 of the shards it was averaged from, in order; `-` for an absent one. Where voxels
-    below are missing, one more: `missing:` and a digest of which ones."""
+    """What it was made from. Level 0: the sha256 of the received files, where files were received. Level 1 and up: that
+    of the shards below, in order; `-` for an absent one. Where voxels below are missing, one more: `missing:` and a
+    digest of which ones."""
     source_url: str | None = None
     source_box: BoxField | None = None
     """Level 0: the same box in the publisher's voxels."""
@@ -106,6 +115,19 @@ class PartitionRecord(_Record):
     tool: str
     comparison: Comparison | None = None
     statistics: VoxelStatistics | None = None
+
+
+class ObjectsRecord(_Record):
+    """Published objects kept byte for byte: one partition's share of them. Written after all of them are in place."""
+
+    key: str
+    """The partition key, that of a region: the level's chunks that begin in it. All else is the first region's."""
+    identity: str
+    objects: tuple[StoredObject, ...]
+    source_url: str
+    received_bytes: int
+    seconds: float
+    written_at: AwareDatetime
 
 
 class Heartbeat(_Record):
@@ -133,6 +155,23 @@ class Heartbeat(_Record):
         return silence > HEARTBEAT_STALE_AFTER or -silence > CLOCKS_DIFFER_AT_MOST
 
 
+class VolumeSummary(_Record):
+    """A further volume of a dataset, `volumes/<name>.ome.zarr`."""
+
+    title: str | None = None
+    content: Literal["image", "labels"]
+    labels_of: str | None = None
+    """The volume that labels belong to; None: the main one."""
+    shape: tuple[int, int, int]
+    dtype: str
+    voxel_size_nm: tuple[float, float, float]
+    corner_nm: tuple[float, float, float] | None = None
+    source_box: BoxField | None = None
+    source_shape: tuple[int, int, int] | None = None
+    coverage_sha256: str | None = None
+    doi: str | None = None
+
+
 class DatasetRecord(_Record):
     """`metadata.json`: the common record of one dataset. Unknown values are None, never invented."""
 
@@ -148,7 +187,7 @@ class DatasetRecord(_Record):
     axes: str = "zyx"
     license: str
     citation: str
-    doi: str
+    doi: str | None
     page_url: str
     download_url: str
     local_paths: dict[str, str]
@@ -170,6 +209,10 @@ class DatasetRecord(_Record):
     """What was cut out, in the publisher's voxels; drawn once, stored before the first byte, then reused."""
     source_shape: tuple[int, int, int] | None = None
     """(z, y, x) of the publisher's whole volume, as the publisher stated it when it was read."""
+    corner_nm: tuple[float, float, float] | None = None
+    """(z, y, x) place of the corner of the publisher's voxel (0, 0, 0) in its frame."""
+    volumes: dict[Annotated[str, Field(pattern=NAME_PATTERN)], VolumeSummary] = {}
+    """Further volumes, by name."""
     additional_metadata: dict[str, Any] = {}
 
     def with_status(self, status: Status, reason: str | None = None, *, run: str = "", **changes: Any) -> DatasetRecord:
@@ -186,10 +229,24 @@ class DatasetRecord(_Record):
 
 
 class DatasetFolder:
-    """One dataset's part of the store."""
+    """One dataset's part of the store, and in it one volume: the main one, or a further one (`further`)."""
 
-    def __init__(self, store: Store, name: str) -> None:
-        self.store, self.name = store, name
+    def __init__(self, store: Store, name: str, sub: str | None = None) -> None:
+        self.store, self.name, self.sub = store, name, sub
+        self.volume = VOLUME if sub is None else f"volumes/{sub}.ome.zarr"
+        """Where the volume lies, relative to the dataset's folder; likewise all below."""
+        self.coverage = "coverage.parquet" if sub is None else f"volumes/{sub}.coverage.parquet"
+        self.preview = "preview.png" if sub is None else f"volumes/{sub}.preview.png"
+        self._records = "records" if sub is None else f"{FURTHER_RECORDS}/{sub}"
+
+    @property
+    def title(self) -> str:
+        """The volume's name: `dataset`, or `dataset/volume`."""
+        return self.name if self.sub is None else f"{self.name}/{self.sub}"
+
+    def further(self, sub: str | None) -> DatasetFolder:
+        """The same dataset's folder with another of its volumes (None: the main one)."""
+        return DatasetFolder(self.store, self.name, sub)
 
     def path(self, relative: str) -> str:
         return f"{self.name}/{relative}"
@@ -219,7 +276,12 @@ class DatasetFolder:
     def partition_records(self) -> Iterator[PartitionRecord]:
         """Every readable record of every level. An unreadable one counts as absent: its shard is made again."""
         prefix = f"{self.name}/"
-        listed = sorted(path for path, _ in self.store.list(self.path("records")) if path.endswith(".json"))
+        others = self.path(FURTHER_RECORDS) + "/"
+        listed = sorted(
+            path
+            for path, _ in self.store.list(self.path(self._records))
+            if path.endswith(".json") and (self.sub is not None or not path.startswith(others))
+        )
         # one round trip each on S3, so several at once
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             records = pool.map(self._readable_record, (path.removeprefix(prefix) for path in listed))
@@ -231,20 +293,38 @@ class DatasetFolder:
         except Malformed:
             return None
 
+    def objects_records(self) -> Iterator[ObjectsRecord]:
+        """Every readable record of objects that are kept byte for byte."""
+        prefix = f"{self.name}/"
+        listed = sorted(path.removeprefix(prefix) for path, _ in self.store.list(self.path(OBJECTS_RECORDS)))
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            yield from (record for record in pool.map(self._readable_objects, listed) if record is not None)
+
+    def _readable_objects(self, relative: str) -> ObjectsRecord | None:
+        try:
+            return _read(self, relative, ObjectsRecord)
+        except Malformed:
+            return None
+
+    def write_objects_record(self, record: ObjectsRecord) -> None:
+        self.store.write(self.path(f"{OBJECTS_RECORDS}/{record.key}.json"), _dump(record))
+
+    def delete_objects_record(self, key: str) -> None:
+        self.store.delete(self.path(f"{OBJECTS_RECORDS}/{key}.json"))
+
     def write_partition_record(self, record: PartitionRecord) -> None:
-        self.store.write(self.path(record_path(record.level, record.key)), _dump(record))
+        self.store.write(self.path(self.record_path(record.level, record.key)), _dump(record))
 
     def delete_partition_record(self, level: int, key: str) -> None:
-        self.store.delete(self.path(record_path(level, key)))
+        self.store.delete(self.path(self.record_path(level, key)))
+
+    def record_path(self, level: int, key: str) -> str:
+        return f"{self._records}/{key}.json" if level == 0 else f"{self._records}/level_{level}/{key}.json"
 
     def stored_sizes(self) -> dict[str, int]:
         """Size of every object of the volume, by path relative to the dataset's folder: one listing."""
         prefix = f"{self.name}/"
-        return {path.removeprefix(prefix): size for path, size in self.store.list(self.path(VOLUME))}
-
-
-def record_path(level: int, key: str) -> str:
-    return f"records/{key}.json" if level == 0 else f"records/level_{level}/{key}.json"
+        return {path.removeprefix(prefix): size for path, size in self.store.list(self.path(self.volume))}
 
 
 def partition_key(index: Zyx) -> str:

@@ -42,10 +42,12 @@ class Settings(BaseSettings):
     """Longest wait for a connection."""
     read_seconds: float = Field(default=30.0, gt=0, le=MAX_SECONDS)
     """Longest silence within a reply."""
+    min_bytes_per_second: int = Field(default=1000, ge=1)
+    """A reply slower than this over `read_seconds` is stuck: it is given up and asked for again."""
     unreachable_seconds: float = Field(default=20.0, gt=0, le=MAX_SECONDS)
     """How long a host is tried that has not sent a single byte yet (a run then ends within 30 s)."""
     retry_seconds: float = Field(default=600.0, gt=0, le=MAX_SECONDS)
-    """How long a request is tried to a host that has answered before."""
+    """How long a request is tried to a host that has answered before, counted from when bytes last came."""
     progress: Literal["tty", "bar", "log", "off"] = "tty"
     """`tty`: plan, bar and summary on the terminal if there is one, else log lines; `bar`: the bar alone."""
     memory_bytes: int = Field(default=256 * 2**20, ge=2**20)

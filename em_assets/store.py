@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PARTIAL_SUFFIX = ".em-partial"
 """Ends the name of an object that is being written. Only a killed process leaves one behind."""
+DOWNLOAD_SUFFIX = ".em-part"
+"""Ends the name of a folder in which a file is arriving (`fetch/_partial.py`): a later run goes on with it."""
 
 PARTIAL_ABANDONED_AFTER_SECONDS = 3600.0
 """A file nobody has added to for so long has no writer, even if the number of its process is taken again."""
@@ -37,6 +39,7 @@ SILENT_AT_MOST = timedelta(seconds=30)
 REQUEST_AT_MOST = timedelta(minutes=30)
 """obstore's own 30 s would fail for ever where a large shard takes longer than that to move."""
 
+MULTIPART_ABOVE_BYTES = 64 * 2**20
 Data = bytes | bytearray | memoryview
 
 
@@ -59,20 +62,26 @@ class Store(Protocol):
     def write(self, path: str, data: Data) -> None:
         """Puts the object in place: readers see the old one or the whole new one, also after a power cut."""
 
+    def write_file(self, path: str, file: Path) -> None:
+        """Puts a copy of a file of this machine in place, likewise; of any size."""
+
     def size_bytes(self, path: str) -> int | None:
         """The object's size, None if there is none."""
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(path, size in bytes) of every object below the folder `prefix`, "" for all, in the order of their paths."""
+        """(path, size in bytes) of every object below the folder `prefix`, "" for all, in the order of their paths.
+
+        What is unfinished is no object.
+        """
 
     def delete(self, path: str) -> None:
         """Removes the object; nothing happens if there is none."""
 
     def delete_all(self, prefix: str) -> None:
-        """Removes everything below the folder `prefix` (never "", the whole store), killed writers' files included."""
+        """Removes everything below the folder `prefix` (never "", the whole store), whatever is unfinished included."""
 
     def remove_partials(self, prefix: str) -> None:
-        """Removes what killed writers left below `prefix`; the files of living ones stay."""
+        """Removes what killed writers left below `prefix`; living ones' files and unfinished downloads stay."""
 
     def uri(self, path: str) -> str:
         """For people and other programs: an absolute path or an `s3://` address; of the root for ""."""
@@ -114,23 +123,16 @@ class LocalStore:
             return file.read(max(0, min(length, size - start)))
 
     def write(self, path: str, data: Data) -> None:
-        target = self._file(path)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except OSError as error:
-            raise Unavailable(
-                f"{target} could not be written ({error.strerror or error}): free space or correct the folder's "
-                "permissions and run again; what was finished is kept."
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with replacing(self._file(path)) as partial, partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_file(self, path: str, file: Path) -> None:
+        with replacing(self._file(path)) as partial:
+            shutil.copyfile(file, partial)
+            with partial.open("rb") as copied:
+                os.fsync(copied.fileno())
 
     def size_bytes(self, path: str) -> int | None:
         try:
@@ -276,6 +278,12 @@ class ObjectStore:
         with self._explained(path, "written"):
             obstore.put(self._s3, _checked(path), bytes(data))
 
+    def write_file(self, path: str, file: Path) -> None:
+        import obstore
+
+        with self._explained(path, "written"):
+            obstore.put(self._s3, _checked(path), file, use_multipart=file.stat().st_size > MULTIPART_ABOVE_BYTES)
+
     def version(self, path: str) -> str | None:
         """Names the object's present content (its ETag), None if there is none."""
         import obstore
@@ -372,6 +380,32 @@ def process_start(pid: int) -> int | None:
         return None
 
 
+def partial_path(target: Path) -> Path:
+    """Where this process writes what becomes `target`: beside it, so that a rename puts it in place."""
+    return target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A file to write: it becomes `target` if the block ends well. Raises Unavailable where the disk does not let it.
+
+    It outlives a power cut if the block has synced it.
+    """
+    partial = partial_path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, target)
+    except OSError as error:
+        raise Unavailable(
+            f"{target} could not be written ({error.strerror or error}): free space or correct the folder's "
+            "permissions and run again; what was finished is kept."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def _parts(path: str) -> list[str]:
     """The path's parts. Raises ValueError where it does not name a place inside the store."""
     parts = path.split("/")
@@ -407,7 +441,10 @@ def _local_errors(file: Path, what: str) -> Iterator[None]:
 
 
 def _walk(folder: str | Path) -> Iterator[tuple[str, int]]:
-    """(file, size) of every file below, in the order of their paths, which is not that of their folders' names."""
+    """(file, size) of every file below, in the order of their paths, which is not that of their folders' names.
+
+    What lies in an unfinished folder is left out.
+    """
     try:
         with os.scandir(folder) as entries:
             found = sorted((entry.name + "/" * entry.is_dir(), entry) for entry in entries)
@@ -415,7 +452,8 @@ def _walk(folder: str | Path) -> Iterator[tuple[str, int]]:
         return
     for _, entry in found:
         if entry.is_dir():
-            yield from _walk(entry.path)
+            if not entry.name.endswith((PARTIAL_SUFFIX, DOWNLOAD_SUFFIX)):
+                yield from _walk(entry.path)
         else:
             # another process may remove a file between the listing and the look at it
             with contextlib.suppress(FileNotFoundError):

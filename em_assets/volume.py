@@ -79,13 +79,24 @@ class VolumeInfo:
     """What a volume says of itself: one level of it, before any crop."""
 
     shape: Zyx
+    """(z, y, x). A 2D image has one plane."""
     dtype: str
     """numpy name without byte order: "uint8", "int16"."""
-    voxel_size_nm: VoxelSize
+    voxel_size_nm: VoxelSize | None
+    """None where the file or publisher does not say: never invented."""
     chunk: Zyx
     """The publisher's chunk (or page, or file) grid; aligned reads decode nothing twice."""
     origin: Zyx = (0, 0, 0)
     """First voxel in the publisher's own voxel coordinates (precomputed `voxel_offset`)."""
+    corner_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """(z, y, x) place of the corner of voxel (0, 0, 0) in the publisher's frame; its centre is half a voxel further."""
+    channels: int | None = None
+    """How many channels a leading channel axis has (axes c, z, y, x); None without one."""
+
+    @property
+    def axes(self) -> str:
+        """Names of the axes of an array that is read: `zyx`, or `czyx`."""
+        return "zyx" if self.channels is None else "czyx"
 
 
 @dataclass(frozen=True, slots=True)

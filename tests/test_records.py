@@ -28,7 +28,6 @@ from em_assets.records import (
     manifest_digest,
     now,
     partition_key,
-    record_path,
 )
 from em_assets.store import LocalStore
 from em_assets.volume import Box, add
@@ -138,7 +137,7 @@ def test_records_come_back_from_the_store(folder):
     for record in (*fine, coarse):
         folder.write_partition_record(record)
     assert set(folder.partition_records()) == {*fine, coarse}
-    assert (folder.store.local_path("small") / record_path(1, coarse.key)).is_file()
+    assert (folder.store.local_path("small") / folder.record_path(1, coarse.key)).is_file()
     folder.delete_partition_record(1, coarse.key)
     folder.delete_partition_record(1, coarse.key)
     assert set(folder.partition_records()) == set(fine)

@@ -58,6 +58,8 @@ def test_a_run_sees_one_configuration():
         ("RETRY_SECONDS", "nan", "86400"),
         ("CONNECT_SECONDS", "ten", "valid number"),
         ("MEMORY_BYTES", "1", "greater than or equal to 1048576"),
+        ("MIN_BYTES_PER_SECOND", "0", "greater than or equal to 1"),
+        ("MIN_BYTES_PER_SECOND", "1kB", "valid integer"),
     ],
 )
 def test_a_wrong_value_is_one_sentence(monkeypatch, name, value, says):

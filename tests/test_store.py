@@ -481,6 +481,38 @@ class TestLocalStore(StoreContract):
         store.delete_all("a")
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(
+        "folder",
+        [
+            pytest.param("a.tif.em-part", id="a download that was left"),
+            pytest.param(f"a.tif.0f0f0f0f-{os.getpid()}-1-0f0f0f0f.em-part", id="one that goes on"),
+            pytest.param("a.tif.0f0f0f0f-1-1-0f0f0f0f.em-part", id="one of another machine"),
+            pytest.param(f"a.{os.getpid()}.0f0f{PARTIAL_SUFFIX}", id="an archive that is being unpacked"),
+        ],
+    )
+    def test_what_lies_in_an_unfinished_folder_is_no_object(self, tmp_path, folder):
+        """It is not listed and tidying leaves it, so that it can be gone on with; `delete_all` takes it."""
+        store = LocalStore(tmp_path)
+        store.write("cell/original/a.tif", b"whole")
+        unfinished = tmp_path / "cell" / "original" / folder
+        (unfinished / "deep").mkdir(parents=True)
+        names = ["data", "journal.json", "deep/x", f"x.1.0f0f{PARTIAL_SUFFIX}"]
+        for name in names:
+            (unfinished / name).write_bytes(b"x")
+        assert list(store.list("")) == list(store.list("cell/original")) == [("cell/original/a.tif", 5)]
+        store.remove_partials("cell")
+        assert all((unfinished / name).is_file() for name in names)
+        store.delete_all("cell")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_name_that_only_resembles_an_unfinished_folder_is_listed(self, tmp_path):
+        """The suffix ends the name, and a file of that name is an object."""
+        store = LocalStore(tmp_path)
+        paths = ["a.em-part.d/x", "em-part/x", "x.em-part"]
+        for path in paths:
+            store.write(path, b"x")
+        assert [path for path, _ in store.list("")] == paths
+
     def test_two_may_delete_the_same_folder(self, tmp_path):
         """Whoever comes second finds less to do, not an error."""
         store = LocalStore(tmp_path)
