@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import em_assets.fetch.http as http_module
 from em_assets.errors import Malformed, Mismatch, Unavailable
-from em_assets.fetch import replies
+from em_assets.fetch import attempts, http, replies
 from em_assets.fetch.hosts import Interrupted
 from em_assets.fetch.http import HostUnreachable, HttpClient, Interrupt, NotThere, safe_url
 from em_assets.settings import Settings
@@ -32,7 +31,7 @@ def client(**changes) -> HttpClient:
 @pytest.fixture(autouse=True)
 def _short_backoff(monkeypatch):
     """Tests wait for the rule under test, not for back-off."""
-    monkeypatch.setattr(http_module, "BACKOFF_SECONDS", 0.02)
+    monkeypatch.setattr(attempts, "BACKOFF_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -337,10 +336,10 @@ class TestRetries:
 
     def test_jitter_is_full_and_grows(self):
         """Eight clients that failed together do not come back together."""
-        waits = [[http_module._jitter(n) for _ in range(200)] for n in (1, 4, 30)]
+        waits = [[attempts.jitter(n) for _ in range(200)] for n in (1, 4, 30)]
         means = [sum(row) / len(row) for row in waits]
         assert means[0] < means[1] < means[2]
-        assert max(max(row) for row in waits) <= http_module.MAX_BACKOFF_SECONDS
+        assert max(max(row) for row in waits) <= attempts.MAX_BACKOFF_SECONDS
         assert all(min(row) < 0.2 * max(row) for row in waits)
 
     @pytest.mark.parametrize("after", [-1, 1000], ids=["before the reply", "in the body"])
@@ -419,6 +418,25 @@ class TestUnreachable:
         monkeypatch.setattr(socket, "getaddrinfo", unknown)
         with pytest.raises(HostUnreachable, match=r"name is not known.*check the network, or run the offline sample"):
             client(unreachable_seconds=0.3).get("http://no-such-host.example/info", max_bytes=10)
+
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [
+            (ConnectionRefusedError(111, "Connection refused"), "the connection was refused"),
+            (
+                ConnectionResetError(104, "Connection reset by peer"),
+                "the connection broke off (Connection reset by peer)",
+            ),
+            (TimeoutError("timed out"), "it sent nothing for too long"),
+            (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "its name is not known (DNS)"),
+            (EOFError(), "the connection was closed"),
+            (RuntimeError("http://user:pa55word@host/"), "the connection broke off (RuntimeError)"),
+        ],
+        ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+    )
+    def test_a_cause_is_said_in_plain_words(self, error, words):
+        """What sockets and FTP raise, too; never in an address."""
+        assert replies.explained(error) == words
 
     def test_the_verdict_is_everybodys(self):
         """Waiting requests end with it, later ones at once, with the same sentence."""
@@ -500,11 +518,11 @@ class TestRedirects:
     def test_a_public_server_does_not_lead_inside(self, source, target, why):
         """Nor from encrypted to plain."""
         with pytest.raises(Mismatch, match=why):
-            http_module._followed(source, source, target)
+            http._followed(source, source, target)
 
     def test_public_redirects_are_fine(self):
         """Between public hosts, and up to https."""
-        assert http_module._followed("http://8.8.8.8/a", "http://8.8.8.8/a", "https://1.1.1.1/b") == "https://1.1.1.1/b"
+        assert http._followed("http://8.8.8.8/a", "http://8.8.8.8/a", "https://1.1.1.1/b") == "https://1.1.1.1/b"
 
 
 class TestSecrets:

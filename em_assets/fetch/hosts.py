@@ -15,6 +15,8 @@ from em_assets.settings import Settings
 
 SLOT_POLL_SECONDS = 0.1
 """How often a request that waits for its turn looks whether it is still wanted."""
+MORE_AFTER_SECONDS = 60.0
+"""A host that turned requests away is tried with one more at once after so long without a refusal."""
 SHORTEST_TIMEOUT_SECONDS = 1.0
 """What the last attempt gets, however little of the time is left."""
 
@@ -76,19 +78,34 @@ class Host:
         self.address = address
         """`https://name:port`."""
         self._settings = settings
-        self._slots = threading.BoundedSemaphore(settings.connections_per_host)
         self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
+        self._most = self._allowed = settings.connections_per_host
+        self._allowed_since = monotonic()
+        self._busy = 0
+        self._serving = 0
         self._answered_ever = False
         self._silent_since: float | None = None
         self._paused_until = 0.0
         self._verdict: str | None = None
 
+    def limit(self, connections: int) -> None:
+        """So many requests at once from now on, in place of `Settings.connections_per_host`."""
+        with self._lock:
+            self._most = self._allowed = max(1, connections)
+            self._freed.notify_all()
+
     @contextmanager
-    def turn(self, interrupt: Interrupt) -> Iterator[None]:
-        """Waits for a free connection and for the end of a pause. Raises HostUnreachable once that is the verdict."""
-        while not self._slots.acquire(timeout=SLOT_POLL_SECONDS):
+    def turn(self, interrupt: Interrupt) -> Iterator[float]:
+        """Waits for a free connection and for the end of a pause; gives the seconds that the first of these took.
+
+        Raises HostUnreachable once that is the verdict.
+        """
+        begun = monotonic()
+        while not self._entered():
             interrupt.check()
             self.require_hope()
+        waited_seconds = monotonic() - begun
         try:
             while (pause := self._paused_until - monotonic()) > 0:
                 interrupt.wait(pause)
@@ -96,9 +113,44 @@ class Host:
             with self._lock:
                 if self._silent_since is None and not self._answered_ever:
                     self._silent_since = monotonic()
+            yield waited_seconds
+        finally:
+            with self._lock:
+                self._busy -= 1
+                self._freed.notify()
+
+    def _entered(self) -> bool:
+        """Whether a connection became free within `SLOT_POLL_SECONDS`; it is taken then."""
+        with self._lock:
+            if self._allowed < self._most and monotonic() - self._allowed_since > MORE_AFTER_SECONDS:
+                self._allowed, self._allowed_since = self._allowed + 1, monotonic()
+            if self._busy >= self._allowed:
+                self._freed.wait(SLOT_POLL_SECONDS)
+            if self._busy >= self._allowed:
+                return False
+            self._busy += 1
+            return True
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Within, the body of a good reply is coming."""
+        with self._lock:
+            self._serving += 1
+        try:
             yield
         finally:
-            self._slots.release()
+            with self._lock:
+                self._serving -= 1
+
+    def refused(self) -> None:
+        """It turned a request away (429, 503). While it serves others, that means: too many at once."""
+        with self._lock:
+            if not self._serving:
+                return
+            fewer = max(1, self._serving, min(self._allowed, self._busy) - 1)
+            if fewer < self._allowed:
+                log.info("%s turns requests away: at most %d at once from now on", self.address, fewer)
+                self._allowed, self._allowed_since = fewer, monotonic()
 
     def require_hope(self) -> None:
         """Raises HostUnreachable if the host was given up."""

@@ -1,30 +1,27 @@
-"""HTTP(S): whole small objects and verified byte ranges, from many threads at once.
+"""HTTP(S): whole small objects, verified byte ranges and streams of large ones, from many threads at once.
 
 A reply counts only if it is what was asked for (`replies.py`): servers and caches get each part of it wrong. What may
-pass is tried again: the rest of a broken range only, with full jitter, honouring Retry-After, gated per host
-(`hosts.py`).
+pass is tried again, the rest of a broken range only (`attempts.py`), in turns that are gated per host (`hosts.py`).
 """
 
 from __future__ import annotations
 
 import functools
-import logging
-import random
 import threading
-import time
+from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
 from urllib3 import exceptions as broken
 from urllib3.response import BaseHTTPResponse
 
-from em_assets.errors import Mismatch, Unavailable
+from em_assets.errors import Mismatch
+from em_assets.fetch.attempts import Passing, persist
 from em_assets.fetch.hosts import Host, HostUnreachable, Interrupt, is_private
 from em_assets.fetch.replies import (
     Incoming,
     NotThere,
     OnBytes,
-    Passing,
     RangeReceiver,
     Receiver,
     Reply,
@@ -34,19 +31,24 @@ from em_assets.fetch.replies import (
     require_success,
     safe_url,
 )
+from em_assets.fetch.streams import OnBegin, Sink, StreamReceiver, Version
 from em_assets.settings import Settings
 
-__all__ = ["HostUnreachable", "HttpClient", "Interrupt", "NotThere", "OnBytes", "Reply", "safe_url"]
+__all__ = [
+    "HostUnreachable",
+    "HttpClient",
+    "Interrupt",
+    "NotThere",
+    "OnBytes",
+    "Reply",
+    "safe_url",
+]
 
+REFUSALS = frozenset({429, 503})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
-BACKOFF_SECONDS = 0.5
-MAX_BACKOFF_SECONDS = 30.0
-ODD_REPLIES = 3
-"""So many replies that contradict the request are taken for a passing fault of one machine behind the address."""
-
-
-log = logging.getLogger(__name__)
+KEPT_CONNECTIONS = 128
+"""Idle ones per host; how many are used at once is the host's gate to say."""
 
 
 class HttpClient:
@@ -64,14 +66,19 @@ class HttpClient:
         *,
         max_bytes: int,
         accept_gzip: bool = False,
+        accept_page: bool = False,
+        headers: Mapping[str, str] | None = None,
         on_bytes: OnBytes | None = None,
         interrupt: Interrupt | None = None,
     ) -> Reply:
-        """The whole object, its Content-Encoding undone.
+        """The whole object, its Content-Encoding undone. `headers` are sent besides; cookies to this host only.
 
-        Raises NotThere, Malformed if it is larger than `max_bytes` or a web page, Mismatch, Unavailable.
+        Raises NotThere, Malformed if it is larger than `max_bytes` or, unless `accept_page`, a web page, Mismatch,
+        Unavailable.
         """
-        whole = WholeReceiver(safe_url(url), max_bytes, accept_gzip=accept_gzip)
+        whole = WholeReceiver(
+            safe_url(url), max_bytes, accept_gzip=accept_gzip, accept_page=accept_page, headers=headers or {}
+        )
         self._persist(url, whole, on_bytes, interrupt or Interrupt())
         return whole.reply()
 
@@ -95,37 +102,50 @@ class HttpClient:
         self._persist(url, part, on_bytes, interrupt or Interrupt())
         return part.reply()
 
+    def stream(
+        self,
+        url: str,
+        sink: Sink,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        expect: Version | None = None,
+        size_bytes: int | None = None,
+        on_begin: OnBegin | None = None,
+        on_bytes: OnBytes | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> Version:
+        """Bytes `start` to `stop` (exclusive, None: the end) of an object as stored, given to `sink` as they come.
+
+        `sink(offset, block)` is called in order; a broken reply is resumed at the byte that was reached. A server
+        without ranges sends the whole object, which is taken if `start` is 0, also beyond `stop`; after a break it
+        begins anew: then `sink` hears of offset 0 again. `size_bytes` is what the object must have, for servers that
+        do not say. `on_begin(version, whole)` is called before the first byte; what it or `sink` raises ends it all.
+
+        Raises NotThere, Malformed if the reply is a web page, Changed if the object is not of the version `expect` or
+        does not stay the same, NoRanges if its server has none and they are needed, Mismatch, Unavailable.
+        """
+        receiver = StreamReceiver(
+            safe_url(url), sink, start=start, stop=stop, expect=expect, size_bytes=size_bytes, on_begin=on_begin
+        )
+        self._persist(url, receiver, on_bytes, interrupt or Interrupt())
+        return receiver.version
+
+    def limit(self, url: str, connections: int) -> None:
+        """So many requests at once to this address' host, in place of `Settings.connections_per_host`."""
+        self._host(url).limit(connections)
+
     def _persist(self, url: str, receiver: Receiver, on_bytes: OnBytes | None, interrupt: Interrupt) -> None:
         """Attempts until `receiver` has its body, or there is no hope."""
         host = self._host(url)
-        deadline = time.monotonic() + self._settings.retry_seconds
-        attempts = fruitless = odd = 0
-        while True:
-            had = receiver.received
-            attempts += 1
-            try:
-                with host.turn(interrupt):
-                    self._attempt(host, url, receiver, on_bytes, interrupt)
-            except Passing as passing:
-                interrupt.check()  # a reply that was cut on purpose looks broken
-                odd += passing.odd is not None
-                if passing.odd is not None and odd >= ODD_REPLIES:
-                    raise passing.odd from None
-                fruitless = 1 if receiver.received > had else fruitless + 1
-                # A silent host is given up for all its requests at once, whenever each of them began.
-                left = host.seconds_left() if passing.silent else deadline - time.monotonic()
-                if left <= 0 and not passing.silent:
-                    took = self._settings.retry_seconds
-                    raise Unavailable(
-                        f"{safe_url(url)}: {passing.reason} ({attempts} attempts in {took:g} s); try again later."
-                    ) from None
-                if passing.retry_after is not None:
-                    host.pause(min(passing.retry_after, left), passing.reason)
-                wait = min(_jitter(fruitless), left)
-                log.info("%s: %s; trying again in %.1f s", safe_url(url), passing.reason, wait)
-                interrupt.wait(wait)
-            else:
-                return
+        persist(
+            lambda: self._attempt(host, url, receiver, on_bytes, interrupt),
+            host=host,
+            shown=safe_url(url),
+            settings=self._settings,
+            interrupt=interrupt,
+            received=lambda: receiver.received,
+        )
 
     def _attempt(
         self, host: Host, url: str, receiver: Receiver, on_bytes: OnBytes | None, interrupt: Interrupt
@@ -134,9 +154,12 @@ class HttpClient:
         response = self._send(host, url, receiver.headers())
         try:
             with interrupt.cutting(response.shutdown):
-                incoming = Incoming(response, safe_url(url), self._settings.read_seconds, on_bytes, interrupt)
+                incoming = Incoming(response, safe_url(url), self._settings, on_bytes, interrupt)
+                if incoming.status in REFUSALS:
+                    host.refused()
                 require_success(incoming)
-                receiver.take(incoming)
+                with host.serving():
+                    receiver.take(incoming)
         finally:
             response.close()
 
@@ -164,19 +187,13 @@ class HttpClient:
             if response.status not in REDIRECTS:
                 return response
             drain(response)
-            target = _followed(url, target, response.headers.get("Location", ""))
+            before, target = target, _followed(url, target, response.headers.get("Location", ""))
+            if urlsplit(before).hostname != urlsplit(target).hostname:
+                headers = {name: value for name, value in headers.items() if name != "Cookie"}
         raise Mismatch(f"{safe_url(url)} redirects more than {MAX_REDIRECTS} times; correct the address.")
 
     def _host(self, url: str) -> Host:
-        try:
-            parts = urlsplit(url)
-            scheme, name = parts.scheme, parts.hostname
-            port = parts.port or {"http": 80, "https": 443}[scheme]
-        except (ValueError, KeyError):
-            scheme, name, port = "", None, 0
-        if not name:
-            raise Mismatch(f"{safe_url(url)} is not an address of the form https://host/path; correct it.")
-        address = f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}"
+        address = host_address(url)
         with self._lock:
             return self._hosts.setdefault(address, Host(address, self._settings))
 
@@ -184,11 +201,24 @@ class HttpClient:
         proxy = _proxy_for(url)
         with self._lock:
             if proxy not in self._managers:
-                options = {"num_pools": 32, "maxsize": self._settings.connections_per_host}
+                options = {"num_pools": 32, "maxsize": KEPT_CONNECTIONS}
                 self._managers[proxy] = (
                     urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)  # type: ignore[arg-type]
                 )
             return self._managers[proxy]
+
+
+def host_address(url: str) -> str:
+    """`https://name:port` of an address. Raises Mismatch if it is none of HTTP."""
+    try:
+        parts = urlsplit(url)
+        scheme, name = parts.scheme, parts.hostname
+        port = parts.port or {"http": 80, "https": 443}[scheme]
+    except (ValueError, KeyError):
+        scheme, name, port = "", None, 0
+    if not name:
+        raise Mismatch(f"{safe_url(url)} is not an address of the form https://host/path; correct it.")
+    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}"
 
 
 def _followed(url: str, target: str, location: str) -> str:
@@ -207,11 +237,6 @@ def _followed(url: str, target: str, location: str) -> str:
     if name != old.hostname and is_private(name) and not is_private(old.hostname or ""):
         raise Mismatch(f"{refused}, which lies in a private network; correct the address.")
     return new
-
-
-def _jitter(fruitless: int) -> float:
-    """Full jitter: many clients that failed together do not come back together."""
-    return random.uniform(0, min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2.0 ** min(fruitless, 10)))  # noqa: S311  # not a secret
 
 
 @functools.lru_cache(maxsize=64)

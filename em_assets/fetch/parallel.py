@@ -37,7 +37,7 @@ def fetch_all(jobs: Sequence[Job[R]], threads: int) -> list[R | EmAssetsError]:
                 ended.put((index, error))
 
     for _ in range(min(threads, len(jobs))):
-        threading.Thread(target=work, name="em_assets-index", daemon=True).start()
+        threading.Thread(target=work, name="em_assets-fetch", daemon=True).start()
     try:
         while len(answers) < len(jobs):
             index, answer = ended.get()

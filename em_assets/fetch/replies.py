@@ -1,15 +1,16 @@
 """What makes a reply count: status, range, length, encoding, ETag and speed are checked here, body by body.
 
-`http.py` sends the requests and decides what is tried again.
+`http.py` sends the requests; what is wrong here and may pass (Passing) is tried again by `attempts.py`.
 """
 
 from __future__ import annotations
 
 import email.utils
 import re
+import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -17,14 +18,14 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib3 import exceptions as broken
 from urllib3.response import BaseHTTPResponse
 
-from em_assets.errors import EmAssetsError, Malformed, Mismatch
+from em_assets.errors import Malformed, Mismatch
+from em_assets.fetch.attempts import Passing
 from em_assets.fetch.compression import BadGzipError, gunzip
 from em_assets.fetch.hosts import Interrupt
+from em_assets.settings import Settings
 
 PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 MAX_RETRY_AFTER_SECONDS = 600.0
-MIN_BYTES_PER_SECOND = 1024
-"""A reply slower than this over `read_seconds` is given up and asked for again: such a connection is stuck."""
 BLOCK_BYTES = 256 * 2**10
 WHOLE_INSTEAD_OF_RANGE_BYTES = 16 * 2**20
 """A server without ranges is put up with for objects of at most this size."""
@@ -54,33 +55,20 @@ class Reply:
     """As it was sent; `body` is decoded."""
     object_bytes: int | None
     """Size of the whole object, as far as the server says."""
-
-
-class Passing(Exception):
-    """What may be gone at the next attempt."""
-
-    def __init__(
-        self, reason: str, *, silent: bool = False, retry_after: float | None = None, odd: EmAssetsError | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.silent = silent
-        """No reply began."""
-        self.retry_after = retry_after
-        self.odd = odd
-        """Raised instead, if it happens again and again: the reply contradicted the request."""
+    cookies: tuple[str, ...] = ()
+    """Every Set-Cookie header."""
 
 
 class Incoming:
     """A reply whose body is still to come."""
 
     def __init__(
-        self, response: BaseHTTPResponse, url: str, read_seconds: float, on_bytes: OnBytes | None, interrupt: Interrupt
+        self, response: BaseHTTPResponse, url: str, settings: Settings, on_bytes: OnBytes | None, interrupt: Interrupt
     ) -> None:
         self.response = response
         self.url = url
         self.status = response.status
-        self._read_seconds = read_seconds
+        self._settings = settings
         self._on_bytes = on_bytes
         self._interrupt = interrupt
 
@@ -123,8 +111,8 @@ class Incoming:
             yield block
             window_bytes += len(block)
             elapsed = time.monotonic() - window_start
-            if elapsed >= self._read_seconds:
-                if window_bytes < MIN_BYTES_PER_SECOND * elapsed:
+            if elapsed >= self._settings.read_seconds:
+                if window_bytes < self._settings.min_bytes_per_second * elapsed:
                     raise Passing(f"only {window_bytes} bytes came in {elapsed:.0f} s")
                 window_start, window_bytes = time.monotonic(), 0
 
@@ -134,6 +122,14 @@ class Incoming:
         if kind.startswith(("text/html", "application/xhtml")):
             first = next(self.blocks(), b"")
             raise _page(self.url, first)
+
+    def require_not_encoded(self, why: str) -> None:
+        """Raises Mismatch where a Content-Encoding stands between the object's bytes and what is sent."""
+        if self.encoding is not None:
+            raise Mismatch(
+                f"{self.url} was sent with Content-Encoding {self.encoding} though {why}; ranges of an encoded body "
+                "are not ranges of the object, so it cannot be read."
+            )
 
 
 class Receiver(Protocol):
@@ -146,11 +142,21 @@ class Receiver(Protocol):
 class WholeReceiver:
     """Receives an object from beginning to end; a broken one from the beginning again."""
 
-    def __init__(self, url: str, max_bytes: int, *, accept_gzip: bool) -> None:
+    def __init__(
+        self,
+        url: str,
+        max_bytes: int,
+        *,
+        accept_gzip: bool,
+        accept_page: bool,
+        headers: Mapping[str, str],
+    ) -> None:
         self.url = url
         self.received = 0
         self._max_bytes = max_bytes
         self._accept_gzip = accept_gzip
+        self._accept_page = accept_page
+        self._headers = headers
         self._reply: Reply | None = None
 
     def reply(self) -> Reply:
@@ -158,10 +164,11 @@ class WholeReceiver:
         return self._reply
 
     def headers(self) -> dict[str, str]:
-        return {"Accept-Encoding": "gzip" if self._accept_gzip else "identity"}
+        return {**self._headers, "Accept-Encoding": "gzip" if self._accept_gzip else "identity"}
 
     def take(self, incoming: Incoming) -> None:
-        incoming.require_no_page()
+        if not self._accept_page:
+            incoming.require_no_page()
         if incoming.status != 200:
             raise Mismatch(f"{self.url} answered {incoming.status} to a plain request; check the address.")
         if incoming.encoding not in (None, "gzip", "x-gzip"):
@@ -173,7 +180,7 @@ class WholeReceiver:
                 "server that sends Content-Length."
             )
         body = self._read(incoming, length)
-        if body[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        if not self._accept_page and body[:64].lstrip().lower().startswith((b"<!doctype html", b"<html")):
             raise _page(self.url, bytes(body[:80]))
         size = None if incoming.encoding else len(body)
         self._reply = Reply(
@@ -183,6 +190,7 @@ class WholeReceiver:
             incoming.header("Last-Modified"),
             incoming.encoding,
             size,
+            tuple(incoming.response.headers.getlist("Set-Cookie")),
         )
 
     def _read(self, incoming: Incoming, length: int | None) -> bytearray:
@@ -229,11 +237,7 @@ class RangeReceiver:
         if incoming.status == 416:
             raise self._too_short((incoming.header("Content-Range") or "").rpartition("/")[2])
         incoming.require_no_page()
-        if incoming.encoding is not None:
-            raise Mismatch(
-                f"{self.url} was sent with Content-Encoding {incoming.encoding} though a byte range was asked for; "
-                "ranges of an encoded body are not ranges of the object, so it cannot be read."
-            )
+        incoming.require_not_encoded("a byte range was asked for")
         self._require_same(incoming)
         begins_at, object_bytes = self._placed(incoming)
         if object_bytes is not None and object_bytes < self.stop:
@@ -254,22 +258,13 @@ class RangeReceiver:
                     f"{wanted}-{self.stop - 1} were asked for; its server must support byte ranges."
                 )
             return 0, length
-        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", incoming.header("Content-Range") or "", re.ASCII)
-        size = None if found is None or found[3] == "*" else int(found[3])
-        if found is not None and int(found[1]) == wanted:
-            stop = int(found[2]) + 1
-            if stop == self.stop and length in (None, stop - wanted):
-                return wanted, size
-            if size is not None and stop == size < self.stop:
-                raise self._too_short(str(size))
-        said = incoming.header("Content-Range")
-        sentence = (
-            f"bytes {wanted}-{self.stop - 1} of {self.url} were asked for, but the reply says {said!r} with "
-            f"{length} bytes"
-        )
-        raise Passing(
-            sentence, odd=Mismatch(f"{sentence}; its server or a cache on the way is faulty, try again later.")
-        )
+        found = content_range(incoming)
+        if found is not None and found.start == wanted:
+            if found.stop == self.stop and length in (None, found.stop - wanted):
+                return wanted, found.object_bytes
+            if found.object_bytes is not None and found.stop == found.object_bytes < self.stop:
+                raise self._too_short(str(found.object_bytes))
+        raise wrong_range(incoming, wanted, self.stop)
 
     def _fill(self, incoming: Incoming, position: int) -> None:
         """Takes over the bytes from `start + received` on; `position` is where in the object the next block begins."""
@@ -282,21 +277,18 @@ class RangeReceiver:
             view[self.received : self.received + taken] = fresh[:taken]
             self.received += taken
             if self.received == size:
-                if incoming.status == 206 and (taken < len(fresh) or (incoming.length is None and _any_left(blocks))):
+                if incoming.status == 206 and (taken < len(fresh) or (incoming.length is None and any_left(blocks))):
                     raise self._too_much()
                 return
         raise Passing(f"the connection ended after {self.received} of {size} bytes")
 
     def _too_much(self) -> Passing:
         self.received = 0
-        sentence = f"{self.url} sent more than the bytes {self.start}-{self.stop - 1} that were asked for"
-        return Passing(
-            sentence, odd=Mismatch(f"{sentence}; its server or a cache on the way is faulty, try again later.")
-        )
+        return faulty(f"{self.url} sent more than the bytes {self.start}-{self.stop - 1} that were asked for")
 
     def _require_same(self, incoming: Incoming) -> None:
         etag = incoming.header("ETag")
-        if etag is not None and self._etag is not None and _opaque(etag) != _opaque(self._etag):
+        if etag is not None and self._etag is not None and opaque_tag(etag) != opaque_tag(self._etag):
             raise self._changed("ETag", self._etag, etag)
         self._etag = etag or self._etag
 
@@ -309,6 +301,36 @@ class RangeReceiver:
     def _too_short(self, size: str) -> Malformed:
         has = f"has {size} bytes" if size.isdigit() else "is shorter"
         return Malformed(f"{self.url} {has}, but bytes {self.start}-{self.stop - 1} of it are referred to.")
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRange:
+    start: int
+    stop: int
+    """Exclusive."""
+    object_bytes: int | None
+
+
+def content_range(incoming: Incoming) -> ContentRange | None:
+    """What a 206 says it brings, None if it does not say so in the one form there is (RFC 9110, 14.4)."""
+    text = incoming.header("Content-Range") or ""
+    found = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", text, re.ASCII)
+    if found is None:
+        return None
+    return ContentRange(int(found[1]), int(found[2]) + 1, None if found[3] == "*" else int(found[3]))
+
+
+def wrong_range(incoming: Incoming, start: int, stop: int | None) -> Passing:
+    asked = f"{start}-{'' if stop is None else stop - 1}"
+    said = incoming.header("Content-Range")
+    return faulty(
+        f"bytes {asked} of {incoming.url} were asked for, but the reply says {said!r} with {incoming.length} bytes"
+    )
+
+
+def faulty(sentence: str) -> Passing:
+    """One machine of many may be wrong once; if it stays so, this is the error."""
+    return Passing(sentence, odd=Mismatch(f"{sentence}; its server or a cache on the way is faulty, try again later."))
 
 
 def safe_url(url: str) -> str:
@@ -325,8 +347,7 @@ def require_success(incoming: Incoming) -> None:
     status, url = incoming.status, incoming.url
     if status in (200, 206, 416):
         return
-    drain(incoming.response)
-    said = f"{status} {incoming.response.reason or ''}".strip()
+    said = f"{status} {incoming.response.reason or ''}".strip() + _own_words(incoming.response)
     if status in PASSING_STATUSES:
         wait = _retry_after_seconds(incoming.header("Retry-After")) if status in (429, 503) else None
         raise Passing(f"answered {said}", retry_after=wait)
@@ -339,7 +360,20 @@ def require_success(incoming: Incoming) -> None:
     raise Mismatch(f"{url} answered {said}; check the address.")
 
 
-def _any_left(blocks: Iterator[bytes]) -> bool:
+def _own_words(response: BaseHTTPResponse) -> str:
+    """What an interface that answers in JSON says of its error (`{"message": ...}`), to be put behind the status."""
+    if not (response.headers.get("Content-Type") or "").lower().startswith("application/json"):
+        drain(response)
+        return ""
+    try:
+        body = response.read(DRAIN_BYTES)
+    except (broken.HTTPError, OSError):  # the status says enough
+        return ""
+    found = re.search(rb'"message"\s*:\s*"((?:[^"\\]|\\.){1,200})', body)
+    return "" if found is None else f", {' '.join(found[1].decode('utf-8', 'replace').split())!r}"
+
+
+def any_left(blocks: Iterator[bytes]) -> bool:
     """Whether more follows when everything asked for is here; a connection that breaks off now does no harm."""
     try:
         return bool(next(blocks, b""))
@@ -374,19 +408,22 @@ def _retry_after_seconds(value: str | None) -> float | None:
     return min(max(0.0, until - time.time()), MAX_RETRY_AFTER_SECONDS)
 
 
-def _opaque(etag: str) -> str:
+def opaque_tag(etag: str) -> str:
     """A weak tag compares as the strong one: caches weaken tags of bodies they pass on unchanged."""
     return etag.removeprefix("W/")
 
 
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (ssl.SSLCertVerificationError, "its certificate is not trusted"),
-    (broken.NameResolutionError, "its name is not known (DNS)"),
+    (socket.gaierror, "its name is not known (DNS)"),
     (ConnectionRefusedError, "the connection was refused"),
     (broken.ConnectTimeoutError, "no connection came about in time"),
     (broken.ReadTimeoutError, "it sent nothing for too long"),
+    (TimeoutError, "it sent nothing for too long"),
     (broken.ProxyError, "the proxy did not connect"),
+    (EOFError, "the connection was closed"),
 )
+"""The first that fits: what stands for others comes behind them."""
 
 
 def explained(error: Exception) -> str:
