@@ -18,14 +18,22 @@ from numpy.typing import NDArray
 
 from em_assets.errors import Malformed, Unsupported
 from em_assets.fetch.compression import GZIP_MAGIC, BadGzipError, gunzip
+from em_assets.formats._compressed_segmentation import (
+    ONE_CHANNEL,
+    decode_labels,
+    max_packed_bytes,
+    padded_shape,
+    sample_labels,
+)
 from em_assets.volume import Zyx
 
 Where = Callable[[], str]
 """Names the chunk in a message: called only if there is one."""
-Encoding = Literal["raw", "jpeg", "png"]
+Encoding = Literal["raw", "jpeg", "png", "compressed_segmentation"]
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
-IMAGE_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
-IMAGE_DTYPES = {"jpeg": ("uint8",), "png": ("uint8", "uint16")}
+MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "compressed_segmentation": ONE_CHANNEL}
+DTYPES = {"jpeg": ("uint8",), "png": ("uint8", "uint16"), "compressed_segmentation": ("uint32", "uint64")}
+"""What an encoding holds; raw holds any."""
 STRUCT_FORMATS = {
     "uint8": "B",
     "int8": "b",
@@ -52,19 +60,24 @@ class ChunkCodec:
     dtype: str
     chunk: Zyx
     """Of a chunk inside the volume; at its far edges chunks are smaller."""
+    block: Zyx | None = None
+    """Of compressed_segmentation, where it is given; chunks of other encodings have no blocks."""
 
     @property
     def max_bytes(self) -> int:
         """No sound chunk is larger, packed or not."""
+        if self.block is not None:
+            return max_packed_bytes(self.chunk, self.block, np.dtype(self.dtype).itemsize) + SLACK_BYTES
         return 2 * math.prod(self.chunk) * np.dtype(self.dtype).itemsize + SLACK_BYTES
 
     def unpacked(self, data: memoryview, shape: Zyx, where: Where) -> tuple[memoryview, str]:
         """(the chunk as encoded, "raw" or "gzip"): what it is tells, whatever the `info` says. Raises Malformed."""
-        magic = IMAGE_MAGIC.get(self.encoding)
+        magic = MAGIC.get(self.encoding)
         size = math.prod(shape) * np.dtype(self.dtype).itemsize
         if data[: len(magic)] == magic if magic else len(data) == size:
             return data, "raw"
-        wanted = f"{self.encoding} image" if magic else f"{size} bytes of raw voxels"
+        packed = f"{self.encoding} {'image' if self.block is None else 'of one channel'}"
+        wanted = packed if magic else f"{size} bytes of raw voxels"
         if data[:3] != GZIP_MAGIC:
             raise Malformed(
                 f"{where()}: expected {wanted}, plain or gzip-encoded, found {len(data)} bytes beginning with "
@@ -81,8 +94,9 @@ class ChunkCodec:
         return plain, "gzip"
 
     def scratch(self) -> NDArray[Any]:
-        """Room for one decoded image. With a new array per chunk a third of the time goes into fresh pages."""
-        return np.empty(math.prod(self.chunk), self.dtype)
+        """Room for one decoded chunk. With a new array per chunk a third of the time goes into fresh pages."""
+        shape = self.chunk if self.block is None else padded_shape(self.chunk, self.block)
+        return np.empty(math.prod(shape), self.dtype)
 
     def decode(self, data: memoryview, shape: Zyx, where: Where, scratch: NDArray[Any]) -> NDArray[Any]:
         """The voxels of an unpacked chunk, (z, y, x). Raises Malformed, Unsupported.
@@ -91,15 +105,21 @@ class ChunkCodec:
         """
         if self.encoding == "raw":
             return np.frombuffer(data, np.dtype(self.dtype).newbyteorder("<")).reshape(shape)
+        if self.block is not None:
+            return decode_labels(data, shape, self.block, scratch, where)
         height, width, bands = _jpeg_header(data, where) if self.encoding == "jpeg" else self._png_header(data, where)
         held = self._held(height * width, shape, where)
-        room = scratch[: height * width].reshape(height, width) if bands == 1 else None
+        # The decoder is always given room of the size that was compared: it refuses an image of another.
+        flat = scratch[: height * width] if bands == 1 else np.empty(height * width * bands, "u1")
+        room = flat.reshape((height, width) if bands == 1 else (height, width, bands))
         pixels = _one_band(_decoded(self.encoding, data, room, where), bands, where)
         z, y, x = shape
         return pixels.reshape(held)[:z, :y, :x]
 
-    def sample(self, data: memoryview, shape: Zyx, positions: Sequence[Zyx]) -> list[float]:
-        """The voxels at these (z, y, x) positions of an unpacked chunk, by Pillow or plain unpacking.
+    def sample(
+        self, data: memoryview, shape: Zyx, positions: Sequence[Zyx], where: Where = lambda: "a sampled chunk"
+    ) -> list[float]:
+        """The voxels at these (z, y, x) positions of an unpacked chunk, by Pillow or one by one. Raises Malformed.
 
         Shares nothing with `decode`, so that a fault there does not hide itself.
         """
@@ -109,8 +129,23 @@ class ChunkCodec:
             return [
                 float(form.unpack_from(data, form.size * (x + size_x * (y + size_y * z)))[0]) for z, y, x in positions
             ]
+        if self.block is not None:
+            labels = sample_labels(data, shape, self.block, np.dtype(self.dtype).itemsize, positions)
+            return [float(label) for label in labels]
         from PIL import Image
 
+        try:
+            return self._sample_image(data, shape, positions)
+        except (OSError, ValueError, SyntaxError, LookupError, EOFError, Image.DecompressionBombError):
+            raise Malformed(
+                f"{where()}: the {self.encoding.upper()} was decoded, but a second decoder cannot read it; report it "
+                "to the publisher."
+            ) from None
+
+    def _sample_image(self, data: memoryview, shape: Zyx, positions: Sequence[Zyx]) -> list[float]:
+        from PIL import Image
+
+        size_y, size_x = shape[1:]
         image = Image.open(io.BytesIO(data))
         width, height = image.size
         if width * height != shape[0] * size_y * size_x:
@@ -158,6 +193,9 @@ def _jpeg_header(data: memoryview, where: Where) -> tuple[int, int, int]:
             at += 1
             continue
         (size,) = struct.unpack_from(">H", data, at + 2)
+        # These have no length, or no place here: decoders go on right after them, and may find another frame there.
+        if marker < 0xC0 or 0xD0 <= marker <= 0xDA:
+            break
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             depth, height, width, bands = struct.unpack_from(">BHHB", data, at + 4)
             if depth != 8 or bands not in (1, 3):
@@ -166,15 +204,16 @@ def _jpeg_header(data: memoryview, where: Where) -> tuple[int, int, int]:
                 )
             return height, width, bands
         at += 2 + size
-    raise Malformed(f"{where()}: the JPEG has no frame header; report it to the publisher.")
+    raise Malformed(f"{where()}: the JPEG has no frame header among its first segments; report it to the publisher.")
 
 
-def _decoded(encoding: Encoding, data: memoryview, room: NDArray[Any] | None, where: Where) -> NDArray[Any]:
+def _decoded(encoding: Encoding, data: memoryview, room: NDArray[Any], where: Where) -> NDArray[Any]:
+    """The image, in `room` and of its shape."""
     import imagecodecs
 
     decode = imagecodecs.jpeg8_decode if encoding == "jpeg" else imagecodecs.png_decode
     try:
-        return decode(data, out=room)  # type: ignore[arg-type]  # takes any buffer
+        return decode(data, out=room).reshape(room.shape)  # type: ignore[arg-type]  # takes any buffer
     except (RuntimeError, ValueError) as error:  # every imagecodecs error is a RuntimeError
         raise Malformed(f"{where()}: the {encoding.upper()} cannot be decoded ({error}); report it.") from None
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
+from em_assets.errors import Mismatch
 from em_assets.fetch.hosts import Interrupt, Interrupted
 
 LOOKAHEAD_BYTES = 64 * 2**20
@@ -45,7 +46,7 @@ class Jobs(Generic[B, R, T]):
     """Gets the body of a request. An error fails every region that needs it, and no other."""
     size_of: Callable[[B], int]
     open_region: Callable[[int], R]
-    """Quick: makes what `use` fills."""
+    """Quick: makes what `use` fills. An error fails the region, and no other."""
     use: Callable[[R, int, B], None]
     """Takes a region's part of one request's body; several threads may do so at once for different requests."""
     finish: Callable[[R], T]
@@ -189,7 +190,11 @@ class _Engine(Generic[B, R, T]):
             if len(self._open) >= self._workers or self._next == len(self._jobs.needs):
                 return None
             rank, self._next = self._next, self._next + 1
-            region = _Open(self._jobs.open_region(rank), list(self._jobs.needs[rank]))
+            try:
+                region = _Open(self._jobs.open_region(rank), list(self._jobs.needs[rank]))
+            except Exception as error:  # noqa: BLE001  # belongs to this region: the others go on
+                self._close(rank, None, error)
+                continue
             self._open[rank] = region
             if not region.waiting:
                 region.running = 1
@@ -242,7 +247,9 @@ class _Engine(Generic[B, R, T]):
             self._close(rank, None, error)
 
     def _close(self, rank: int, value: T | None, error: Exception | None) -> None:
-        del self._open[rank]
+        if isinstance(error, MemoryError):
+            error = Mismatch(f"a box does not fit into the memory that is free ({error}); ask for smaller boxes.")
+        self._open.pop(rank, None)  # not there if it could not be opened
         for request in self._jobs.needs[rank]:
             self._release(rank, request)
         self._outcomes.append(Outcome(rank, value, error))

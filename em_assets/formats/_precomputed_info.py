@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from em_assets.errors import Malformed, Unsupported
+from em_assets.formats._compressed_segmentation import MAX_BLOCK_VOXELS, padded_shape
 from em_assets.formats._sharded import Sharding, morton_bits
 from em_assets.volume import VoxelSize, Zyx, ceil_divide
 
@@ -33,6 +34,8 @@ class Scale:
     voxel_offset: Zyx
     voxel_size_nm: VoxelSize
     encoding: str
+    block: Zyx | None
+    """Of compressed_segmentation; None for other encodings."""
     sharding: Sharding | None
 
 
@@ -76,8 +79,30 @@ def _scale(model: _Scale, where: str) -> Scale:
         raise Unsupported(f"{where}: its chunk grid needs ids of {bits} bits; accepted are 62.")
     x, y, z = model.resolution
     return Scale(
-        model.key, shape, chunk, _zyx(model.voxel_offset), (z, y, x), model.encoding, _sharding(model.sharding, where)
+        model.key,
+        shape,
+        chunk,
+        _zyx(model.voxel_offset),
+        (z, y, x),
+        model.encoding,
+        _block(model, where) if model.encoding == "compressed_segmentation" else None,
+        _sharding(model.sharding, where),
     )
+
+
+def _block(model: _Scale, where: str) -> Zyx:
+    """How compressed_segmentation cuts a chunk; blocks that the chunk ends in are padded, which takes room, too."""
+    where = f"{where}/compressed_segmentation_block_size"
+    if model.compressed_segmentation_block_size is None:
+        raise Malformed(f"{where} is absent, so chunks encoded as compressed_segmentation cannot be read.")
+    block = _zyx(model.compressed_segmentation_block_size)
+    padded = math.prod(padded_shape(_zyx(model.chunk_sizes[0]), block))
+    if math.prod(block) > MAX_BLOCK_VOXELS or padded > MAX_CHUNK_VOXELS:
+        raise Unsupported(
+            f"{where} is {list(model.compressed_segmentation_block_size)}: a block has {math.prod(block)} voxels and a "
+            f"chunk of whole blocks {padded}; accepted are {MAX_BLOCK_VOXELS} and {MAX_CHUNK_VOXELS}."
+        )
+    return block
 
 
 def _sharding(model: _Sharding | None, where: str) -> Sharding | None:
@@ -141,6 +166,7 @@ class _Scale(_Model):
     voxel_offset: tuple[Offset, Offset, Offset] = (0, 0, 0)
     chunk_sizes: Annotated[tuple[tuple[Size, Size, Size], ...], Field(min_length=1, max_length=64)]
     encoding: Annotated[str, Field(max_length=64)]
+    compressed_segmentation_block_size: tuple[Size, Size, Size] | None = None
     sharding: _Sharding | None = None
 
 

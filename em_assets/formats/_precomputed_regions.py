@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from em_assets.volume import Box, Zyx, subtract, zyx
 if TYPE_CHECKING:
     from em_assets.formats.precomputed import PrecomputedReader
 
+Cell = TypeVar("Cell", bound=tuple[int, ...])
+"""A chunk's place in the grid."""
 SAMPLED_CHUNKS = 2
 SAMPLED_VOXELS = 64
 """In each of them."""
@@ -100,10 +103,8 @@ class Region:
     parts: dict[int, list[int]]
     voxels: NDArray[Any]
     """Undefined until every chunk was placed or noted as missing."""
-    sampled: frozenset[int]
-    """The chunks to sample."""
+    sampled: SampledChunks[Zyx]
     missing: list[Box] = field(default_factory=list)
-    samples: list[SampledVoxel] = field(default_factory=list)
     received_bytes: list[int] = field(default_factory=list)
 
 
@@ -122,7 +123,7 @@ class RegionRun:
         self._work = work
         self._on_bytes = on_bytes
         self._local = threading.local()
-        self._shared = _SharedChunks(layout.uses())
+        self._shared = SharedChunks(layout.uses())
 
     def fetch(self, number: int, interrupt: Interrupt) -> bytes | bytearray | None:
         """The body; None if the publisher does not have it."""
@@ -151,10 +152,8 @@ class RegionRun:
         layout, number = self._layout, self._layout.order[rank]
         box = layout.boxes[number]
         rows = layout.rows_of[number]
-        there = rows[layout.places.object_of[rows] >= 0].tolist()
-        chosen = _dice(box, "chunks").sample(there, min(SAMPLED_CHUNKS, len(there)))
-        info = self._reader.info
-        region = Region(box, layout.parts[rank], np.empty(box.shape, _little_endian(info.dtype)), frozenset(chosen))
+        voxels = np.empty(box.shape, _little_endian(self._reader.info.dtype))
+        region = Region(box, layout.parts[rank], voxels, SampledChunks(box))
         for row in rows[layout.places.object_of[rows] == MISSING].tolist():
             self._note_missing(region, row)
         return region
@@ -173,14 +172,13 @@ class RegionRun:
             self._place(region, row, data)
 
     def finish(self, region: Region) -> Any:
-        missing = tuple(sorted(region.missing))
-        samples = tuple(sorted(region.samples, key=lambda sample: sample.position))
+        samples = [sample for cell, data in region.sampled for sample in self._samples(region.box, cell, data)]
         return self._work(
             RegionVoxels(
                 region.box,
                 region.voxels,
-                missing,
-                samples,
+                tuple(sorted(region.missing)),
+                tuple(sorted(samples, key=lambda sample: sample.position)),
                 safe_url(self._reader.url),
                 sum(region.received_bytes),
             )
@@ -198,16 +196,15 @@ class RegionRun:
             shape.append(high - low)
             source.append(slice(first - low, last - low))
             target.append(slice(first + origin - start, last + origin - start))
-        chunk, plain, where = self._shared.take(row), data, partial(reader.where, cell)
-        if chunk is None or row in region.sampled:
+        chunk = self._shared.take(row)
+        if chunk is None:
+            where = partial(reader.where, cell)
             plain, met = reader.codec.unpacked(data, zyx(shape), where)
             reader.data_encoding_met.add(met)
-        if chunk is None:
             chunk = reader.codec.decode(plain, zyx(shape), where, self._scratch())
             self._shared.keep(row, chunk)
         region.voxels[tuple(target)] = chunk[tuple(source)]
-        if row in region.sampled:
-            region.samples += self._samples(region.box, cell, plain)
+        region.sampled.offer(cell, data)
 
     def _scratch(self) -> NDArray[Any]:
         """This thread's room for one chunk."""
@@ -215,16 +212,16 @@ class RegionRun:
             self._local.scratch = self._reader.codec.scratch()
         return self._local.scratch  # type: ignore[no-any-return]
 
-    def _samples(self, box: Box, cell: Zyx, data: memoryview) -> list[SampledVoxel]:
+    def _samples(self, box: Box, cell: Zyx, data: bytes) -> list[SampledVoxel]:
         """Voxels of a chunk by the second decoder. The arithmetic stands here once more on purpose."""
         info = self._reader.info
         low = [o + c * n for o, c, n in zip(info.origin, cell, info.chunk, strict=True)]
         high = [min(a + n, o + s) for a, n, o, s in zip(low, info.chunk, info.origin, info.shape, strict=True)]
-        dice = _dice(box, f"voxels {cell}")
+        throws = dice(box, f"voxels {cell}")
         positions = [
             zyx(
                 [
-                    dice.randrange(max(a, c), min(b, d))
+                    throws.randrange(max(a, c), min(b, d))
                     for a, b, c, d in zip(low, high, box.start, box.stop, strict=True)
                 ]
             )
@@ -232,7 +229,8 @@ class RegionRun:
         ]
         inside = [zyx([p - a for p, a in zip(position, low, strict=True)]) for position in positions]
         shape = zyx([b - a for a, b in zip(low, high, strict=True)])
-        values = self._reader.codec.sample(data, shape, inside)
+        plain, _ = self._reader.codec.unpacked(memoryview(data), shape, partial(self._reader.where, cell))
+        values = self._reader.codec.sample(plain, shape, inside, partial(self._reader.where, cell))
         return [SampledVoxel(position, value) for position, value in zip(positions, values, strict=True)]
 
     def _note_missing(self, region: Region, row: int) -> None:
@@ -242,7 +240,31 @@ class RegionRun:
         region.missing.append(common)
 
 
-class _SharedChunks:
+class SampledChunks(Generic[Cell]):
+    """The chunks of one region to sample: of those that arrive, the two with the lowest lots.
+
+    Which chunks are absent shows only when they are asked for: were two drawn before, a sparse region could be left
+    without any sample. A lot depends on box and chunk alone, so the choice is the same in whatever order they arrive.
+    """
+
+    def __init__(self, box: Box) -> None:
+        self._box = f"{box}"
+        self._kept: list[tuple[bytes, Cell, bytes]] = []
+        """(lot, chunk, its data), the lowest lot first."""
+        self._lock = threading.Lock()
+
+    def offer(self, cell: Cell, data: memoryview) -> None:
+        """A chunk as it arrived. Kept is a copy, because a body may hold many."""
+        lot = hashlib.blake2b(f"{self._box} {cell}".encode(), digest_size=8).digest()
+        with self._lock:
+            if len(self._kept) < SAMPLED_CHUNKS or lot < self._kept[-1][0]:
+                self._kept = sorted([*self._kept, (lot, cell, bytes(data))])[:SAMPLED_CHUNKS]
+
+    def __iter__(self) -> Iterator[tuple[Cell, bytes]]:
+        return ((cell, data) for _, cell, data in self._kept)
+
+
+class SharedChunks:
     """Decoded chunks that more than one region needs: kept until the last took them, as far as they fit."""
 
     def __init__(self, uses: list[int]) -> None:
@@ -277,6 +299,6 @@ def _little_endian(dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype).newbyteorder("<")
 
 
-def _dice(box: Box, what: str) -> random.Random:
+def dice(box: Box, what: str) -> random.Random:
     """The same throws for the same box."""
     return random.Random(f"{box} {what}")  # noqa: S311  # repeatable, not secret

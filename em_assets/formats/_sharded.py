@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from em_assets.errors import EmAssetsError, Malformed
+from em_assets.fetch.client import Client
 from em_assets.fetch.compression import BadGzipError, gunzip
-from em_assets.fetch.http import HttpClient, Interrupt, NotThere, Reply
+from em_assets.fetch.http import Interrupt, NotThere, Reply
 from em_assets.fetch.parallel import fetch_all
 from em_assets.fetch.ranges import plan_requests
 from em_assets.volume import Zyx
@@ -114,18 +115,24 @@ class ShardIndex:
 
     def __init__(
         self,
-        client: HttpClient,
+        client: Client,
         scale_url: str,
         sharding: Sharding,
         threads: int,
         accept_absence: Callable[[NotThere], None],
+        *,
+        chunks: int,
     ) -> None:
-        """`accept_absence` raises if a refusal is not to be taken for a missing shard."""
+        """`accept_absence` raises if a refusal is not to be taken for a missing shard.
+
+        `chunks` is how many the whole level has: no minishard lists more.
+        """
         self._client = client
         self._url = scale_url
         self._sharding = sharding
         self._threads = threads
         self._accept_absence = accept_absence
+        self._max_index_bytes = min(RECORD_BYTES * chunks, MAX_MINISHARD_INDEX_BYTES)
         self._lock = threading.Lock()
         self._split: bool | None = None
         """Whether shards are `.index` and `.data` files, the form before 2020; None until a shard was found."""
@@ -206,6 +213,7 @@ class ShardIndex:
             shift=shift,
             etag=reply.etag if one_file else None,
             size_bytes=reply.object_bytes if one_file else None,
+            max_index_bytes=self._max_index_bytes,
         )
         shard_file.require_sound_entries()
         return shard_file
@@ -223,12 +231,15 @@ class _ShardFile:
         shift: int,
         etag: str | None,
         size_bytes: int | None,
+        max_index_bytes: int,
     ) -> None:
+        """`max_index_bytes` is what the index of a minishard may have when it is unpacked."""
         self.data_url = data_url
         self.etag = etag
         self.shift = shift
         self._sharding = sharding
         self._size_bytes = size_bytes
+        self._max_index_bytes = max_index_bytes
         base = sharding.index_bytes
         self._entries = {m: (base + start, base + stop) for m, (start, stop) in entries.items() if start != stop}
 
@@ -253,7 +264,7 @@ class _ShardFile:
         return [tuple(minishards[piece] for piece in request.pieces) for request in planned]
 
     def read(
-        self, client: HttpClient, minishards: tuple[int, ...], interrupt: Interrupt
+        self, client: Client, minishards: tuple[int, ...], interrupt: Interrupt
     ) -> dict[int, NDArray[np.uint64] | Malformed]:
         """The index of each of these minishards, or what is wrong with it."""
         start = min(self._entries[m][0] for m in minishards)
@@ -277,7 +288,7 @@ class _ShardFile:
         at = self._entries[minishard][0]
         if self._sharding.minishard_index_encoding == "gzip":
             try:
-                plain = gunzip(packed, max_bytes=MAX_MINISHARD_INDEX_BYTES)
+                plain = gunzip(packed, max_bytes=self._max_index_bytes)
             except BadGzipError as error:
                 raise self._damaged(minishard, f"at byte {at} is said to be gzip-encoded, but {error}") from None
         if len(plain) % RECORD_BYTES:

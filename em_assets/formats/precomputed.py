@@ -1,4 +1,4 @@
-"""Neuroglancer precomputed image volumes over HTTP(S): the `info` document, and boxes of voxels.
+"""Neuroglancer precomputed volumes over HTTP(S): the `info` document, and boxes of voxels.
 
 Specification: github.com/google/neuroglancer, src/datasource/precomputed/volume.rst. The files' x, y, z order ends
 here. What `info` says is read by `_precomputed_info.py`; where chunks lie in shards by `_sharded.py`; what their bytes
@@ -7,26 +7,30 @@ mean is `_chunk_codec.py`, how boxes are put together `_precomputed_regions.py`,
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
-from em_assets.fetch.http import HttpClient, NotThere, Reply, safe_url
+from em_assets.fetch.client import Client
+from em_assets.fetch.http import NotThere, Reply, safe_url
 from em_assets.fetch.ranges import plan_requests
-from em_assets.formats._chunk_codec import ENCODINGS, IMAGE_DTYPES, ChunkCodec, Encoding
+from em_assets.formats._boxes import checked_box, require_plannable
+from em_assets.formats._chunk_codec import DTYPES, ENCODINGS, ChunkCodec, Encoding
 from em_assets.formats._engine import Jobs, run_regions
-from em_assets.formats._precomputed_info import MAX_INFO_BYTES, PrecomputedInfo, Scale, parse_info
+from em_assets.formats._json import json_leaves
+from em_assets.formats._precomputed_info import MAX_INFO_BYTES, MAX_SCALES, PrecomputedInfo, Scale, parse_info
 from em_assets.formats._precomputed_regions import ChunkRequest, Layout, RegionRun
 from em_assets.formats._sharded import MISSING, UNREADABLE, ChunkPlaces, ShardIndex, morton_ids
-from em_assets.formats.reader import ReadPlan, RegionOutcome, RegionVoxels
+from em_assets.formats.reader import ReadPlan, RegionOutcome, RegionVoxels, Scalar
 from em_assets.settings import Settings
 from em_assets.volume import Box, VolumeInfo, Zyx, ceil_divide, multiply, subtract, zyx
 
@@ -35,8 +39,8 @@ __all__ = ["PrecomputedReader", "Scale", "open_precomputed"]
 T = TypeVar("T")
 
 
-def open_precomputed(url: str, level: int, client: HttpClient, settings: Settings) -> PrecomputedReader:
-    """The level of the volume whose `info` lies below `url`.
+def open_precomputed(url: str, level: int | str, client: Client, settings: Settings) -> PrecomputedReader:
+    """The level, by its number or key, of the volume whose `info` lies below `url`.
 
     Raises NotThere, Malformed (naming the field), Unsupported (naming what is accepted), Mismatch if there is no such
     level, Unavailable.
@@ -44,7 +48,8 @@ def open_precomputed(url: str, level: int, client: HttpClient, settings: Setting
     base = url.rstrip("/")
     reply = client.get(f"{base}/info", max_bytes=MAX_INFO_BYTES, accept_gzip=True)
     info = parse_info(bytes(reply.body), reply.url)
-    return PrecomputedReader(_Volume(base, client, settings, reply, info), level)
+    number = _number_of(info, level, reply.url) if isinstance(level, str) else level
+    return PrecomputedReader(_Volume(base, client, settings, reply, info), number)
 
 
 @dataclass
@@ -60,7 +65,7 @@ class _Volume:
     """What the levels of one volume share."""
 
     url: str
-    client: HttpClient
+    client: Client
     settings: Settings
     info_reply: Reply
     info: PrecomputedInfo
@@ -99,7 +104,7 @@ class PrecomputedReader:
         self.level = level
         scale = self.scale = _level(volume, level)
         dtype = volume.info.dtype
-        self.codec = ChunkCodec(_encoding(volume, level), dtype, scale.chunk)
+        self.codec = ChunkCodec(_encoding(volume, level), dtype, scale.chunk, scale.block)
         self.url = f"{volume.url}/{quote(scale.key)}"
         """The folder of this level's chunks or shards."""
         self.info = VolumeInfo(scale.shape, dtype, scale.voxel_size_nm, scale.chunk, scale.voxel_offset)
@@ -109,7 +114,9 @@ class PrecomputedReader:
         self._index: ShardIndex | None = None
         if scale.sharding is not None:
             threads = volume.settings.connections_per_host
-            self._index = ShardIndex(self.client, self.url, scale.sharding, threads, self.accept_absence)
+            self._index = ShardIndex(
+                self.client, self.url, scale.sharding, threads, self.accept_absence, chunks=math.prod(self._grid)
+            )
         self._last_layout: tuple[tuple[Box, ...], Layout] | None = None
 
     @property
@@ -134,6 +141,19 @@ class PrecomputedReader:
     def at_level(self, level: int) -> PrecomputedReader:
         """Another level of the same volume; nothing is fetched."""
         return PrecomputedReader(self._volume, level)
+
+    def read(self, box: Box | None = None) -> NDArray[Any]:
+        """The voxels of a box, of the whole level without one; 0 where the publisher has none."""
+        wanted = checked_box(self.info, box, safe_url(self.url))
+        (outcome,) = self.map_regions([wanted], lambda region: region.voxels)
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.value is not None
+        return outcome.value
+
+    def tags(self) -> Iterator[tuple[str, Scalar]]:
+        """Every scalar of `info`, by JSON pointer."""
+        return json_leaves(json.loads(self.info_document))
 
     def plan(self, boxes: Sequence[Box]) -> ReadPlan:
         """What `map_regions` would fetch for these boxes; reads shard indices, no voxels.
@@ -191,10 +211,10 @@ class PrecomputedReader:
         known = self._last_layout
         if known is not None and known[0] == key:
             return known[1]
-        whole = Box.from_shape(self.info.shape, at=self.info.origin)
+        name = safe_url(self.url)
         for box in boxes:
-            if not box.voxels or not whole.contains(box):
-                raise Mismatch(f"box {box} is empty or leaves the volume {whole} of {safe_url(self.url)}; correct it.")
+            checked_box(self.info, box, name)
+        require_plannable(self.info, boxes, name)
         layout = self._make_layout(key)
         self._last_layout = None if layout.places.errors else (key, layout)
         return layout
@@ -272,6 +292,18 @@ class PrecomputedReader:
         return f"chunk {_chunk_name(self.chunk_box(cell))} (x, y, z) of {safe_url(self.url)}"
 
 
+def _number_of(info: PrecomputedInfo, level: str, url: str) -> int:
+    """The level with this key or, if none has it, this number."""
+    keys = [scale.key for scale in info.scales]
+    if level in keys:
+        return keys.index(level)
+    if level.isascii() and level.isdecimal() and len(level) <= len(str(MAX_SCALES)):
+        return int(level)
+    raise Mismatch(
+        f"{url} has no level {level[:80]!r}; its levels are {', '.join(keys[:20])}, or 0 to {len(keys) - 1}."
+    )
+
+
 def _level(volume: _Volume, level: int) -> Scale:
     scales = volume.info.scales
     if not 0 <= level < len(scales):
@@ -285,9 +317,9 @@ def _encoding(volume: _Volume, level: int) -> Encoding:
     where = f"{safe_url(volume.url)}/info: scales/{level}/encoding is {encoding!r}"
     if encoding not in ENCODINGS:
         raise Unsupported(f"{where}; accepted are {', '.join(ENCODINGS)}.")
-    accepted = IMAGE_DTYPES.get(encoding)
+    accepted = DTYPES.get(encoding)
     if accepted is not None and dtype not in accepted:
-        raise Malformed(f"{where}, but data_type is {dtype}; such images hold {' or '.join(accepted)}.")
+        raise Malformed(f"{where}, but data_type is {dtype}; such chunks hold {' or '.join(accepted)}.")
     return encoding  # type: ignore[return-value]  # one of ENCODINGS
 
 

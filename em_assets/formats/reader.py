@@ -37,6 +37,8 @@ class RegionVoxels:
     source_url: str
     received_bytes: int
     """Payload bytes of this region's chunks; bytes that two regions share count for both."""
+    fill_value: float = 0
+    """What the format says of voxels in `missing`. They are 0 here all the same: whether they count is the spec's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,25 @@ class ReadPlan:
     """None likewise."""
 
 
+Scalar = str | int | float | bool | None
+
+
 class VolumeReader(Protocol):
-    """One level of a published volume."""
+    """One level of a published volume, or the volume that a file, a folder or a series of files holds."""
 
     @property
     def info(self) -> VolumeInfo:
         """Of this level."""
+
+    def read(self, box: Box | None = None) -> NDArray[Any]:
+        """The voxels of exactly `box` (in the publisher's voxels), of the whole volume without one.
+
+        (z, y, x) in C order, (c, z, y, x) where `info.channels` is not None. Raises Mismatch if the box leaves the
+        volume, and what the format raises for a part that cannot be read.
+        """
+
+    def tags(self) -> Iterator[tuple[str, Scalar]]:
+        """Everything the container says of itself: (path within it, value), in its own order, names and units."""
 
     def plan(self, boxes: Sequence[Box]) -> ReadPlan:
         """What `map_regions` would fetch for these boxes; reads indices, no voxels."""
