@@ -1,7 +1,9 @@
 """Dataset specs: what is accepted, what a wrong one is told, and what makes two specs one volume."""
 
 import copy
+import itertools
 import json
+import logging
 import re
 import resource
 import time
@@ -13,10 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from em_assets.datasets import spec as spec_module
-from em_assets.datasets.spec import DatasetSpec, json_schema, load_spec, load_specs
+from em_assets.datasets.fields import NAME_PATTERN
+from em_assets.datasets.loading import json_schema, load_sound_specs, load_spec, load_specs
+from em_assets.datasets.source import ChunkedSource, FilesSource, PrecomputedSource, file_key
+from em_assets.datasets.spec import Crop, DatasetSpec, Expected, Output
 from em_assets.errors import Malformed
 from em_assets.records import partition_index, partition_key
-from em_assets.settings import PACKAGED_DATASETS
+from em_assets.settings import PACKAGED_DATASETS, Settings
 from em_assets.volume import Box, Zyx
 
 VALID = """\
@@ -29,6 +34,7 @@ page_url: https://example.org/small
 license: CC-BY-4.0
 citation: Nobody (2020).
 doi: 10.1234/small
+notes: {doi: of the paper}
 source:
   kind: precomputed
   url: https://example.org/data/small
@@ -137,7 +143,7 @@ BROKEN_FILES = {
     "key given twice": (VALID.encode() + b"doi: 10.1234/other\n", f"line {END}: key doi is given twice"),
     "key twice below": (
         VALID.replace("  seed: 7", "  seed: 7\n  seed: 8").encode(),
-        "line 16: key seed is given twice",
+        "line 17: key seed is given twice",
     ),
     "key no": (VALID.encode() + b"no: 1\n", "key no is not text"),
     "key 1": (VALID.encode() + b"1: 1\n", "key 1 is not text"),
@@ -239,6 +245,7 @@ def test_a_missing_key_below_gives_the_line_of_its_parent(tmp_path):
         "{z: 8, y: 8, x: 8}",
         "",
         "[1.0e+400, 8, 8]",
+        "[1.0e-300, 8, 8]",
         "[8, 8, null]",
         f"[8, 8, 1{'0' * 400}]",
     ],
@@ -307,6 +314,35 @@ def test_quoted_text_stays_as_it_is_written(tmp_path):
     assert load_spec(write(tmp_path, with_value("source_id", '"1.10"'))).source_id == "1.10"
 
 
+@pytest.mark.parametrize("value", ["", "~", "null"])
+def test_an_unknown_doi_is_null_with_its_reason(tmp_path, value):
+    """Nobody has to invent one; whoever has none says why."""
+    assert load_spec(write(tmp_path, with_value("doi", value))).doi is None
+    message = refusal(tmp_path, with_value("doi", value).replace("notes: {doi: of the paper}\n", ""))
+    assert f"line {LINES['doi']}: doi: it may be null only if notes.doi says why" in message
+
+
+@pytest.mark.parametrize("key", ["title", "source_id", "license", "organism"])
+@pytest.mark.parametrize("value", ['"a\\nb"', '"a\\u2028b"', '"a\\tb"', '"a\\eb"'], ids=["LF", "U+2028", "TAB", "ESC"])
+def test_what_stands_in_tables_is_one_line(tmp_path, key, value):
+    """A title with a line break would break every table, log and terminal it is printed on."""
+    text = with_value(key, value) if key in LINES else VALID + f"{key}: {value}\n"
+    message = refusal(tmp_path, text)
+    assert f"{key} is 'a" in message and "expected one line" in message
+
+
+def test_a_folded_title_is_one_line(tmp_path):
+    """How YAML writes long texts is no matter."""
+    assert load_spec(write(tmp_path, with_value("title", ">\n  A small\n  volume"))).title == "A small volume"
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "[1.0, .nan, 2.0]", "1.0e+999"])
+def test_a_claim_is_no_odd_number(tmp_path, value):
+    """What nobody can state and no table can compare."""
+    message = refusal(tmp_path, VALID + f"claims:\n  - {{key: voxel_size_nm, value: {value}}}\n")
+    assert "claims.0.value is " in message and "finite numbers" in message
+
+
 @pytest.mark.parametrize("value", ["", '""', '"  "', "~"])
 def test_a_required_text_is_not_empty(tmp_path, value):
     """Nothing, spaces and null are no licence."""
@@ -334,7 +370,7 @@ def test_dagster_takes_every_name_that_a_spec_may_have():
     """What Dagster refuses as the name of an asset is on the list of reserved names."""
     dagster = pytest.importorskip("dagster")
     for name in spec_module.RESERVED_NAMES - {"metadata_catalog"}:
-        if re.match(spec_module.NAME_PATTERN, name):
+        if re.match(NAME_PATTERN, name):
             with pytest.raises(dagster.DagsterError):
                 dagster.OpDefinition(lambda: None, name=name)
     for name in ("a", "list", "volume", "data", "key", "asset", "op", "job", "run", "id", "none", "object", "set"):
@@ -352,7 +388,7 @@ def test_the_file_is_named_like_the_dataset(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("kind", "n5", "'precomputed'"),
+        ("kind", "tiff", "'precomputed'"),
         ("url", "ftp://example.org/x", "https?"),
         ("url", "https://example.org/x?key=1", "https?"),
         ("url", "https://[bad/x", "not a web address"),
@@ -382,6 +418,7 @@ def test_a_wrong_value_is_shown_with_what_is_accepted(tmp_path, key, value, says
     [
         ("snap: 1", "crop.snap", "boolean"),
         ("snap: maybe", "crop.snap", "boolean"),
+        ("snap: 'false'", "crop.snap", "boolean"),
         ("origin: [1, 2, 3]", "crop", "exactly one of seed, origin, origin_nm (found: seed, origin)"),
         ("redraw: {level: 3, min_filled_fraction: .nan}", "crop.redraw.min_filled_fraction", "less than or equal to 1"),
         ("redraw: {level: 3, min_filled_fraction: '0.5'}", "crop.redraw.min_filled_fraction", "number"),
@@ -424,13 +461,14 @@ def test_a_crop_starts_somewhere(tmp_path, replacement, says):
         ),
         ({"shard": "[64, 64, 48]"}, "shard", "not a multiple of the chunk"),
         ({"shard": "[33, 64, 64]", "chunk": "[33, 32, 32]"}, "shard", "must be even"),
-        ({"shard": "[2048, 2048, 1024]", "dtype": "float32"}, "shard", "17179869184 bytes, more than 2147483648"),
-        ({"shard": "[1024, 1024, 1024]", "chunk": "[512, 512, 512]"}, "chunk", "134217728 bytes, more than 67108864"),
+        ({"shard": "[2048, 2048, 1024]", "dtype": "float32"}, "shard", "17179869184 bytes, more than 536870912"),
+        ({"shard": "[512, 512, 512]", "chunk": "[512, 512, 512]"}, "chunk", "134217728 bytes, more than 67108864"),
         (
             {"shard": "[2, 2, 2]", "chunk": "[2, 2, 2]"},
             "shard",
             "125000 partitions, more than 1000; make the shard larger",
         ),
+        ({"shard": "[128, 128, 128]", "chunk": "[2, 1, 2]"}, "shard", "holds 524288 chunks, more than 262144"),
     ],
     ids=[
         "crop too large",
@@ -440,6 +478,7 @@ def test_a_crop_starts_somewhere(tmp_path, replacement, says):
         "shard bytes",
         "chunk bytes",
         "partitions",
+        "chunks",
     ],
 )
 def test_a_spec_that_cannot_work_is_refused_with_the_key_to_change(tmp_path, changes, key, says):
@@ -453,8 +492,8 @@ def test_a_spec_that_cannot_work_is_refused_with_the_key_to_change(tmp_path, cha
 
 
 def test_the_largest_sensible_output_is_accepted(tmp_path):
-    """Shards of 2 GiB, chunks of 64 MiB and 1,000 partitions are within the limits."""
-    large = VALID.replace("[64, 64, 64]", "[2048, 1024, 1024]").replace("[32, 32, 32]", "[512, 512, 256]")
+    """Shards of 512 MiB, chunks of 64 MiB and 1,000 partitions are within the limits."""
+    large = VALID.replace("[64, 64, 64]", "[1024, 1024, 512]").replace("[32, 32, 32]", "[512, 512, 256]")
     assert load_spec(write(tmp_path, large)).shard_grid() == (1, 1, 1)
     many = VALID.replace("[64, 64, 64]", "[10, 10, 10]").replace("[32, 32, 32]", "[10, 10, 10]")
     assert len(list(load_spec(write(tmp_path, many)).shard_indices())) == 1000
@@ -498,6 +537,101 @@ def test_no_dataset_is_named_like_anothers_asset(tmp_path, suffix):
         load_specs([tmp_path])
 
 
+# One bad file among good ones.
+
+
+@pytest.fixture
+def one_is_bad(tmp_path, monkeypatch):
+    """A folder with a good and a bad spec, and an environment that names it; gives the bad one's sentence."""
+    folder = tmp_path / "specs"
+    folder.mkdir()
+    write(folder)
+    bad = write(folder, VALID.replace("name: small", "name: broken").replace("title", "titel"), "broken.yaml")
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("DATASETS", folder), ("ROOT", tmp_path / "data"), ("CACHE", tmp_path / "cache")):
+        monkeypatch.setenv(f"EM_ASSETS_{name}", str(value))
+    return f"{bad}, line 2: unknown key titel; did you mean title?"
+
+
+def test_a_bad_file_leaves_the_good_ones_usable(one_is_bad, tmp_path):
+    """Both are told apart; whoever wants all of them or none gets the sentence."""
+    specs, wrong = load_sound_specs([tmp_path / "specs"])
+    assert list(specs) == ["small"]
+    assert {name: str(error) for name, error in wrong.items()} == {"broken": one_is_bad}
+    with pytest.raises(Malformed, match=re.escape(one_is_bad)):
+        load_specs([tmp_path / "specs"])
+
+
+def test_a_name_given_twice_stops_everything(tmp_path):
+    """Which of two files is meant cannot be known, whatever else is wrong."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder)
+    write(tmp_path / "a", b"", "broken.yaml")
+    with pytest.raises(Malformed, match="dataset small is given by both"):
+        load_sound_specs([tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.parametrize("words", [["list"], ["show", "small"], ["plan", "--offline"], ["du"]], ids=" ".join)
+def test_commands_go_on_without_the_bad_one(one_is_bad, monkeypatch, capsys, words):
+    """What is wrong goes to stderr, what was asked for to stdout."""
+    code, out, err = em_assets(monkeypatch, capsys, *words)
+    assert code == 0
+    assert err.strip() == f"careful: broken is left out: {one_is_bad}"
+    assert "broken" not in out and ("small" in out or words == ["du"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["show", "broken"], ["plan", "small", "broken"], ["get", "broken"], ["verify", "broken"], ["logs", "broken"]],
+    ids=" ".join,
+)
+def test_who_asks_for_the_bad_one_is_told_what_is_wrong(one_is_bad, monkeypatch, capsys, words):
+    """The sentence, once, is all there is to say."""
+    assert em_assets(monkeypatch, capsys, *words) == (1, "", f"{one_is_bad}\n")
+
+
+def test_what_is_stored_of_the_bad_one_stays_within_reach(one_is_bad, monkeypatch, capsys, tmp_path):
+    """Its history and its removal do not need the spec."""
+    (tmp_path / "data/broken").mkdir(parents=True)
+    (tmp_path / "data/broken/something").write_bytes(b"x")
+    for words in (["logs", "broken"], ["rm", "broken", "--yes"]):
+        code, _, err = em_assets(monkeypatch, capsys, *words)
+        assert (code, err.strip()) == (0, f"careful: {one_is_bad}")
+    assert not (tmp_path / "data/broken/something").exists()
+
+
+def em_assets(monkeypatch, capsys, *words):
+    """(exit code, stdout, stderr) of a command line."""
+    from em_assets import cli
+
+    monkeypatch.setattr("sys.argv", ["em-assets", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0, *capsys.readouterr()
+
+
+def test_definitions_and_catalogue_hold_the_good_ones(one_is_bad, monkeypatch, caplog, tmp_path):
+    """Dagster's log names the bad one; a command that selects it ends with its sentence."""
+    pytest.importorskip("dagster")
+    from em_assets import definitions
+    from em_assets.catalog.build import build_catalog
+    from em_assets.store import LocalStore
+
+    note = tmp_path / "note"
+    monkeypatch.setenv("EM_ASSETS_RUN_NOTE", str(note))
+    monkeypatch.setattr("sys.orig_argv", ["python", "dagster", "asset", "materialize", "--select", "broken"])
+    monkeypatch.setattr(logging.getLogger("dagster"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        loaded = definitions._load()
+    assets = {key.to_user_string() for key in loaded.resolve_all_asset_keys()}
+    assert assets == {"metadata_catalog", "small", "small_chunks", "small_metadata"}
+    assert f"dataset broken is left out: {one_is_bad}" in caplog.text
+    assert note.read_text() == f"{one_is_bad}\n"
+    specs, _ = load_sound_specs([tmp_path / "specs"])
+    assert build_catalog(specs, LocalStore(tmp_path / "data"), Settings()).rows["datasets"] == 1
+
+
 # Identity.
 
 DECIDES = {
@@ -523,7 +657,7 @@ DESCRIBES = {
     "doi": ("doi", "10.1234/other"),
     "page": ("page_url", "https://example.org/other"),
     "organism": ("organism", "Mus musculus"),
-    "notes": ("notes", {"license": "as stated"}),
+    "notes": ("notes", {"license": "as stated", "doi": "as stated"}),
     "owners": ("owners", ["team:other"]),
     "host": ("source.url", "https://mirror.example.net/data/small"),
     "port and scheme": ("source.url", "http://127.0.0.1:8123/data/small"),
@@ -532,17 +666,35 @@ DESCRIBES = {
     "expected digest": ("expected.sha256", "0" * 64),
     "policy": ("missing", "error"),
     "default level": ("source.level", 0),
+    "default snap": ("crop.snap", True),
+    "snap left open": ("crop.snap", None),
+    "no DOI": ("doi", None),
 }
 
 
-def changed(key: str, value):
-    document = copy.deepcopy(yaml.safe_load(VALID))
-    *parents, last = key.split(".")
+class WithoutAliases(yaml.SafeDumper):
+    """A spec must have none, also where a test uses one object twice."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+def dumped(document: dict) -> str:
+    return yaml.dump(document, Dumper=WithoutAliases, sort_keys=False)
+
+
+def document_with(key: str, value, text: str | dict = VALID):
+    document = copy.deepcopy(yaml.safe_load(text) if isinstance(text, str) else text)
+    *parents, last = (int(part) if part.isdecimal() else part for part in key.split("."))
     target = document
     for parent in parents:
         target = target[parent]
     target[last] = value
-    return DatasetSpec.model_validate(document)
+    return document
+
+
+def changed(key: str, value, text: str = VALID):
+    return DatasetSpec.model_validate(document_with(key, value, text))
 
 
 @pytest.mark.parametrize(("key", "value"), DECIDES.values(), ids=DECIDES)
@@ -559,19 +711,473 @@ def test_what_only_describes_leaves_the_identity(key, value):
     assert changed(key, value).identity() == spec.identity()
 
 
+FILES = """\
+name: small
+title: A small volume
+description: Drawn for tests.
+publisher: drawer
+source_id: vol/1
+page_url: https://example.org/small
+license: CC-BY-4.0
+citation: Nobody (2020).
+doi: 10.1234/small
+source:
+  kind: files
+  url: https://example.org/data
+  files:
+    - {path: "slice_{00..03}.tif", size_bytes: 100}
+    - {path: other.tif}
+    - {path: labels.tif, checksum: "md5:00000000000000000000000000000000"}
+  volume: {files: ["slice_{00..03}.tif"]}
+  same_volume: [{files: [other.tif], axes: yzx}]
+volumes:
+  labels:
+    content: labels
+    source: {files: [labels.tif]}
+    shape: [4, 10, 10]
+    dtype: uint8
+    voxel_size_nm: [8.0, 8.0, 8.0]
+documents:
+  - {path: entry.json, url: "https://example.org/api?id=1", kind: json}
+expected:
+  source_shape: [4, 20, 20]
+  dtype: uint8
+  voxel_size_nm: [8.0, 8.0, 8.0]
+"""
+CHUNKED = (
+    FILES[: FILES.index("source:\n")]
+    + """\
+source: {kind: zarr, url: "s3://bucket/small.zarr", group: em, level: 0}
+volumes:
+  labels: {content: labels, group: labels, shape: [4, 10, 10], dtype: uint8, voxel_size_nm: [8.0, 8.0, 8.0]}
+expected: {source_shape: [4, 20, 20], dtype: uint8, voxel_size_nm: [8.0, 8.0, 8.0]}
+"""
+)
+FILES_DECIDE = {
+    "which files": ("source.volume", {"files": ["slice_{00..02}.tif"]}),
+    "axes": ("source.volume", {"files": ["slice_{00..03}.tif"], "axes": "zxy"}),
+    "folder": ("source.url", "https://example.org/other"),
+    "crop": ("crop", {"shape": [2, 10, 10], "origin": [0, 0, 0]}),
+    "shape": ("expected.source_shape", [4, 20, 21]),
+    "content": ("content", "labels"),
+}
+FILES_DESCRIBE = {
+    "mirror": ("source.mirrors", ["ftp://example.org/data"]),
+    "host": ("source.url", "http://127.0.0.1:8123/data/"),
+    "pace": ("source.connections", 2),
+    "range": ("source.range_bytes", 2**21),
+    "another attachment": ("source.files.1.size_bytes", 200),
+    "another cut": ("source.same_volume", []),
+    "volumes": ("volumes", {}),
+    "documents": ("documents", []),
+    "claims": ("claims", [{"key": "organism", "value": "mouse"}]),
+    "keep": ("keep", "both"),
+    "source chunk": ("expected.chunk", [1, 2, 3]),
+    "a wrong published voxel size": ("expected.published_voxel_size_nm", [1.0, 1.0, 1.0]),
+}
+CHUNKED_DECIDE = {
+    "group": ("source.group", "em2"),
+    "level": ("source.level", "s1"),
+    "channel": ("source.channel", 0),
+    "path": ("source.url", "s3://bucket/other.zarr"),
+}
+CHUNKED_DESCRIBE = {
+    "endpoint": ("source.endpoint", "http://127.0.0.1:1"),
+    "bucket": ("source.url", "s3://b/small.zarr"),
+    "keep": ("keep", "both"),
+    "keep without a volume": ("keep", "original"),
+    "objects": ("expected.objects", 7),
+    "object bytes": ("expected.object_bytes", 7),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), FILES_DECIDE.values(), ids=FILES_DECIDE)
+def test_what_decides_the_bytes_of_files_decides_the_identity(key, value):
+    """Likewise where files are published."""
+    assert changed(key, value, FILES).identity() != changed("name", "small", FILES).identity()
+
+
+@pytest.mark.parametrize(("key", "value"), FILES_DESCRIBE.values(), ids=FILES_DESCRIBE)
+def test_what_is_expected_of_files_leaves_the_identity(key, value):
+    """A pinned size or checksum, a mirror, another attachment: none of them makes other voxels."""
+    assert changed(key, value, FILES).identity() == changed("name", "small", FILES).identity()
+
+
+@pytest.mark.parametrize(("key", "value"), CHUNKED_DECIDE.values(), ids=CHUNKED_DECIDE)
+def test_what_decides_the_bytes_of_a_container_decides_the_identity(key, value):
+    """Likewise where a container is published."""
+    assert changed(key, value, CHUNKED).identity() != changed("name", "small", CHUNKED).identity()
+
+
+@pytest.mark.parametrize(("key", "value"), CHUNKED_DESCRIBE.values(), ids=CHUNKED_DESCRIBE)
+def test_where_a_container_is_served_leaves_its_identity(key, value):
+    """The same container of another server or bucket."""
+    assert changed(key, value, CHUNKED).identity() == changed("name", "small", CHUNKED).identity()
+
+
+@pytest.mark.parametrize("text", [FILES, CHUNKED], ids=["files", "zarr"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("shape", [4, 10, 11]), ("content", "image"), ("dtype", "uint16"), ("voxel_size_nm", [8.0, 8.0, 4.0])],
+)
+def test_a_further_volume_has_an_identity_of_its_own(text, key, value):
+    """What changes a further volume changes that one alone."""
+    before, after = changed("name", "small", text), changed(f"volumes.labels.{key}", value, text)
+    assert after.identity() == before.identity()
+    assert after.layouts()["labels"].identity() != before.layouts()["labels"].identity()
+
+
+@pytest.mark.parametrize("start", [{"origin": [0, 1, 2]}, {"origin_nm": [0.0, 8.0, 16.0]}], ids=["voxels", "nm"])
+def test_a_given_origin_is_exact_unless_the_spec_says_otherwise(start):
+    """A drawn origin is moved to the chunk grid, a given one is not; either may say so, which changes nothing."""
+    drawn, given = Crop(shape=(1, 1, 1), seed=7), Crop(shape=(1, 1, 1), **start)
+    assert (drawn.snaps, given.snaps) == (True, False)
+    spec = changed("crop", {"shape": [9, 9, 9], **start})
+    for snap, same in ((None, True), (False, True), (True, False)):
+        other = changed("crop", {"shape": [9, 9, 9], **start, "snap": snap})
+        assert (other.identity() == spec.identity()) is same
+
+
+def test_the_packaged_crop_keeps_its_identity():
+    """It is stored with volumes that people have."""
+    assert load_spec(PACKAGED_DATASETS / "hemibrain_crop.yaml").identity() == "9d2e63a0db2eeb86"
+
+
 def test_every_key_is_in_one_of_the_two_tables():
     """A new key of the spec has to be sorted: does it decide the bytes, or not?"""
-    sorted_keys = {key for key, _ in (*DECIDES.values(), *DESCRIBES.values())}
+    tables = (DECIDES, DESCRIBES, FILES_DECIDE, FILES_DESCRIBE, CHUNKED_DECIDE, CHUNKED_DESCRIBE)
+    sorted_keys = {key for table in tables for key, _ in table.values()}
     unsorted = set()
-    for name, field in DatasetSpec.model_fields.items():
-        nested = getattr(field.annotation, "model_fields", None)
-        unsorted |= {f"{name}.{key}" for key in nested} if nested else {name}
+    for name in DatasetSpec.model_fields:
+        nested = {"source": (PrecomputedSource, ChunkedSource, FilesSource), "crop": (Crop,)}
+        nested |= {"expected": (Expected,), "output": (Output,)}
+        keys = {f"{name}.{key}" for model in nested.get(name, ()) for key in model.model_fields}
+        unsorted |= keys or {name}
     given_elsewhere = {
         *("publisher", "source_id", "modality", "sample", "instrument"),  # words, like title
-        *("source.kind", "crop.origin", "crop.origin_nm"),  # see the next test; one kind only
-        *("expected.source_shape", "expected.file_size_bytes"),  # what is checked, not what is made
+        *("source.kind", "source.files", "crop.origin", "crop.origin_nm"),  # see the other tests
+        "expected.file_size_bytes",  # what is checked, not what is made
     }
     assert unsorted - sorted_keys == given_elsewhere
+
+
+CROP = {"shape": [2, 10, 10], "origin": [0, 0, 0]}
+PART = {"group": "part", "shape": [4, 10, 10], "dtype": "uint8", "voxel_size_nm": [8.0, 8.0, 8.0]}
+LABELS = {**PART, "content": "labels"}
+REFUSED = {
+    "files listed twice": (
+        "source.files",
+        [{"path": "a.tif"}, {"path": "A.tif"}],
+        FILES,
+        "source.files",
+        "listed twice",
+    ),
+    "volume of no file": ("source.volume", {"files": ["gone.tif"]}, FILES, "source.volume.files", "not among"),
+    "other cut of no file": ("source.same_volume", [{"files": ["x"]}], FILES, "source.same_volume.0", "not among"),
+    "a path out": ("source.files.1.path", "../x", FILES, "source.files.1.path", "stays inside"),
+    "an absolute path": ("source.files.1.path", "/etc/x", FILES, "source.files.1.path", "stays inside"),
+    "a backslash": ("source.files.1.path", "a\\b", FILES, "source.files.1.path", "stays inside"),
+    "a falling range": ("source.files.1.path", "a_{03..01}.tif", FILES, "source.files.1", "rises"),
+    "a pinned range": (
+        "source.files.0.checksum",
+        "md5:" + "0" * 32,
+        FILES,
+        "source.files.0.path",
+        "cannot have one checksum",
+    ),
+    "a wrong checksum": ("source.files.1.checksum", "md5:12", FILES, "source.files.1.checksum", "checksum"),
+    "an unknown kind of address": ("source.url", "file:///etc", CHUNKED, "source.url", "begins with"),
+    "a password": ("source.url", "s3://user:pw@bucket/x", CHUNKED, "source.url", "password"),
+    "a group out": ("source.group", "../x", CHUNKED, "source.group", "stays inside"),
+    "files are kept": ("keep", "standard", FILES, "keep", "always kept"),
+    "a volume by group of files": (
+        "volumes.labels",
+        {"group": "x", "shape": [1, 1, 1], "dtype": "uint8", "voxel_size_nm": [1, 1, 1]},
+        FILES,
+        "volumes.labels",
+        "by its source",
+    ),
+    "labels of nothing": ("volumes.labels.labels_of", "gone", FILES, "volumes.labels.labels_of", "no volume gone"),
+    "a volume's bad name": ("volumes", {"../x": {}}, FILES, "volumes.../x", "lower-case"),
+    "a volume of a file that is not listed": (
+        "volumes.labels.source",
+        {"files": ["gone.tif"]},
+        FILES,
+        "volumes.labels.source.files",
+        "not among",
+    ),
+    "redraw": ("crop", {"shape": [1, 1, 1], "seed": 1, "redraw": {"level": 1}}, CHUNKED, "crop.redraw", "precomputed"),
+    "float labels": (
+        "",
+        {"content": "labels", "expected.dtype": "float32"},
+        CHUNKED,
+        "expected.dtype",
+        "whole numbers",
+    ),
+    "a further volume of float labels": (
+        "volumes.labels.dtype",
+        "float32",
+        FILES,
+        "volumes.labels.dtype",
+        "whole numbers",
+    ),
+    "labels of an image": (
+        "volumes",
+        {"part": PART, "truth": {**PART, "labels_of": "part"}},
+        CHUNKED,
+        "volumes.truth.labels_of",
+        "only labels belong",
+    ),
+    "labels of themselves": (
+        "volumes.labels.labels_of",
+        "labels",
+        FILES,
+        "volumes.labels.labels_of",
+        "is labels itself",
+    ),
+    "labels of labels": (
+        "volumes",
+        {"one": LABELS, "two": {**LABELS, "labels_of": "one"}},
+        CHUNKED,
+        "volumes.two.labels_of",
+        "one is labels itself",
+    ),
+    "the level of a file": ("volumes.labels.level", 1, FILES, "volumes.labels.level", "files have none"),
+    "the channel of a file": ("volumes.labels.channel", 0, FILES, "volumes.labels.channel", "files have none"),
+    "a file and a group": ("volumes.labels.group", "x", FILES, "volumes.labels", "by its source"),
+    "a file twice in a series": (
+        "source.volume.files",
+        ["slice_{00..03}.tif", "slice_01.tif"],
+        FILES,
+        "source.volume.files",
+        "slice_01.tif is listed twice",
+    ),
+    "a file twice in a further series": (
+        "volumes.labels.source.files",
+        ["labels.tif", "labels.tif"],
+        FILES,
+        "volumes.labels.source.files",
+        "labels.tif is listed twice",
+    ),
+    "the same volume is the volume": (
+        "source.same_volume",
+        [{"files": ["slice_{00..01}.tif", "slice_{02..03}.tif"], "axes": "yzx"}],
+        FILES,
+        "source.same_volume.0",
+        "those of source.volume.files already",
+    ),
+    "the same volume twice": (
+        "source.same_volume",
+        [{"files": ["other.tif"]}, {"files": ["other.tif"], "axes": "xyz"}],
+        FILES,
+        "source.same_volume.1",
+        "those of source.same_volume.0 already",
+    ),
+    "an endpoint of no bucket": (
+        "source",
+        {"kind": "zarr", "url": "https://example.org/a.zarr", "endpoint": "https://example.org"},
+        CHUNKED,
+        "source.endpoint",
+        "server of a bucket",
+    ),
+    "a container by FTP": ("source.url", "ftp://example.org/a.zarr", CHUNKED, "source.url", "begins with"),
+    "a mirror that is a bucket": ("source.mirrors", ["s3://bucket/x"], FILES, "source.mirrors.0", "or ftp://"),
+    "counted files": ("expected.objects", 3, FILES, "expected.objects", "leave it out"),
+    "counted bytes of files": ("expected.object_bytes", 3, FILES, "expected.object_bytes", "leave it out"),
+    "counted objects of precomputed": ("expected.objects", 3, VALID, "expected.objects", "leave it out"),
+    "precomputed kept": ("keep", "both", VALID, "keep", "standard only"),
+    "objects kept of a server that lists nothing": (
+        "",
+        {"source.url": "https://example.org/small.zarr", "keep": "original"},
+        CHUNKED,
+        "keep",
+        "only a bucket can list",
+    ),
+    "objects kept of a crop": ("", {"crop": CROP, "keep": "both"}, CHUNKED, "keep", "leave crop out, or give standard"),
+    "files kept and a crop of them": (
+        "",
+        {"crop": CROP, "keep": "original", "volumes": {}},
+        FILES,
+        "keep",
+        "leave crop out, or give both",
+    ),
+    "volumes of files that are only kept": ("keep", "original", FILES, "keep", "leave volumes out, or give both"),
+    "two documents, one name": (
+        "documents",
+        [{"path": name, "url": f"https://example.org/{name}", "kind": "json"} for name in ("a.json", "A.json")],
+        FILES,
+        "documents.1.path",
+        "another document is kept as A.json",
+    ),
+    "a page asked first by FTP": ("documents.0.first", ["ftp://example.org/"], FILES, "documents.0.first.0", "https?"),
+    "two shapes, no crop": (
+        "expected.source_shape",
+        [[4, 20, 20], [4, 20, 21]],
+        CHUNKED,
+        "expected.source_shape",
+        "need a crop",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_a_wrong_source_is_told_where_and_why(tmp_path, case):
+    """One sentence with line and key, whichever kind of source it is."""
+    key, value, text, where, says = case
+    document = copy.deepcopy(yaml.safe_load(text))
+    for one, new in ({key: value} if key else value).items():
+        document = document_with(one, new, document)
+    message = refusal(tmp_path, dumped(document))
+    assert re.search(rf": {re.escape(where)}[: ]", message) and says in message, message
+
+
+@pytest.mark.parametrize("name", [".zattrs", "em__.zarray", "x.zgroup", "zarr.json", "s0__zarr.json", "INFO.json"])
+def test_a_document_is_not_named_like_the_volumes_own(tmp_path, name):
+    """One of the two would be taken for the other."""
+    document = document_with(
+        "documents.0.path", name, CHUNKED + FILES[FILES.index("documents:") : FILES.index("expected:")]
+    )
+    assert "documents.0.path is " in refusal(tmp_path, dumped(document))
+
+
+@pytest.mark.parametrize(
+    ("paths", "says"),
+    [
+        (["a", "a/b"], "a is a file and the folder of a/b"),
+        (["x/a/b", "X/A"], "X/A is a file and the folder of x/a/b"),
+        (["a/b", "a__b"], "a/b and a__b would be one partition, a__b"),
+        (["x_{0..9}", "x_3"], "x_3 is listed twice"),
+        (["x.tif", "x.tif.receipt.json"], "names that end in .receipt.json are the store's own"),
+        (["x.tif.em-partial"], "names that end in .em-partial"),
+        (["x.tif.EM-part/data"], "names that end in .em-part"),
+        (["a...b.tif"], "look like a range of partitions"),
+        (["a."], "look like a range of partitions"),
+        ([f"{letter}{{0..999}}" for letter in "ab"], "more than 1000 files"),
+    ],
+    ids=lambda value: value[0][:20] if isinstance(value, list) else None,
+)
+def test_files_do_not_get_in_each_others_way(tmp_path, paths, says):
+    """Each has a place, a receipt and a partition key of its own."""
+    source = {"kind": "files", "url": "https://example.org", "files": [{"path": path} for path in paths]}
+    document = document_with("source", source | {"volume": {"files": [paths[0]]}}, FILES) | {"volumes": {}}
+    message = refusal(tmp_path, dumped(document))
+    assert says in message and ": source.files" in message
+
+
+def test_many_files_of_a_hostile_list_cost_little(tmp_path):
+    """Ten million names are never written down."""
+    many = [f"{n}_{{0..999}}" for n in range(10_000)]
+    source = {"kind": "files", "url": "https://example.org", "files": [{"path": "a"}], "volume": {"files": many}}
+    document = document_with("source", source, FILES) | {"volumes": {}}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "more than 1000 files" in refusal(tmp_path, json.dumps(document))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.text(st.sampled_from("ab.|,[]*\"' $#%é_-/"), min_size=1, max_size=8), min_size=2, max_size=4, unique=True
+    )
+)
+def test_dagster_takes_every_partition_key_that_a_file_may_have(paths):
+    """What a spec accepts can be a partition, and the ends of a range of them can be told apart."""
+    dagster = pytest.importorskip("dagster")
+    source = {"kind": "files", "url": "https://example.org", "files": [{"path": path} for path in paths]}
+    try:
+        keys = [file_key(path) for path in FilesSource(**source, volume={"files": paths[:1]}).by_path()]
+    except ValueError:
+        return
+    assert dagster.StaticPartitionsDefinition(keys).get_partition_keys() == keys
+    for first, last in itertools.product(keys, keys):
+        assert f"{first}...{last}".split("...") == [first, last]
+
+
+# A crop that is given is known to fit, or not, before anything is downloaded.
+
+
+@pytest.mark.parametrize("text", [FILES, CHUNKED], ids=["files", "zarr"])
+@pytest.mark.parametrize(
+    ("start", "fits"),
+    [
+        ({"origin": [0, 0, 0]}, True),
+        ({"origin": [2, 10, 10]}, True),
+        ({"origin": [3, 10, 10]}, False),
+        ({"origin": [0, 0, 11]}, False),
+        ({"origin": [-1, 0, 0]}, False),
+        ({"origin_nm": [16.0, 80.0, 87.9]}, True),
+        ({"origin_nm": [16.0, 80.0, 88.0]}, False),
+        ({"origin_nm": [-0.1, 0.0, 0.0]}, False),
+        ({"seed": 1}, True),
+        ({"origin": [2, 10, 10], "snap": True}, True),
+    ],
+    ids=str,
+)
+def test_a_given_crop_lies_inside(tmp_path, text, start, fits):
+    """Their first voxel is 0, so the spec alone says whether the box leaves the volume."""
+    document = document_with("crop", {"shape": [2, 10, 10], **start}, text)
+    if fits:
+        assert load_spec(write(tmp_path, dumped(document))).shape == (2, 10, 10)
+    else:
+        message = refusal(tmp_path, dumped(document))
+        assert f"crop.{next(iter(start))}: a crop of [2, 10, 10] voxels at " in message
+        assert "leaves the publisher's volume, [4, 20, 20] (z, y, x)" in message
+
+
+def test_a_crop_of_precomputed_is_judged_by_the_publishers_own_numbers(tmp_path):
+    """Its first voxel may be anywhere, which only the publisher says."""
+    start = VALID.replace("  seed: 7", "  origin: [1000, -50, 1000]")
+    assert load_spec(write(tmp_path, start)).crop.origin == (1000, -50, 1000)
+
+
+# How further volumes are cut is judged like the main one.
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "says"),
+    [
+        ({"shard": [50, 50, 50]}, "volumes.labels.shard", "[50, 50, 50] is not a multiple of the chunk, [32, 32, 32]"),
+        ({"shard": [96, 96, 96]}, None, ""),
+        ({"shard": [2048, 2048, 2048]}, "volumes.labels.shard", "8589934592 bytes, more than 536870912"),
+        (
+            {"shard": [64, 64, 64], "shape": [64_000, 64_000, 64_000]},
+            "volumes.labels.shard",
+            "into 1000000000 shards, more than 20000",
+        ),
+        ({"shape": [64_000, 64_000, 64_000]}, "volumes.labels.shard", "into 1000000000 shards, more than 20000"),
+        ({"shard": [1024, 1024, 512], "dtype": "uint16"}, "volumes.labels.shard", "of uint16 have 1073741824 bytes"),
+        ({"shard": [1024, 1024, 512], "dtype": "uint8"}, None, ""),
+    ],
+    ids=["ragged", "whole", "8 GiB", "10^9 shards", "10^9 of the main shard", "its own dtype", "the largest"],
+)
+@pytest.mark.parametrize("text", [FILES, CHUNKED], ids=["files", "zarr"])
+def test_a_further_volume_is_cut_sensibly(tmp_path, text, changes, where, says):
+    """Nothing that could not be read, or not be held in memory, gets past loading."""
+    document = document_with("output", {"shard": [64, 64, 64], "chunk": [32, 32, 32]}, text)
+    document["volumes"]["labels"] |= changes
+    file = write(tmp_path, dumped(document))
+    if where is None:
+        assert load_spec(file).layouts()["labels"].output.shard == tuple(changes["shard"])
+    else:
+        message = refusal(tmp_path, file.read_bytes())
+        assert f": {where}: " in message and says in message
+
+
+def test_a_chunk_is_judged_in_every_dtype_it_is_used_for(tmp_path):
+    """64 MiB of uint8 are 256 MiB of the labels."""
+    document = document_with("output", {"shard": [512, 512, 256], "chunk": [512, 512, 256]}, FILES)
+    document["volumes"]["labels"]["dtype"] = "uint32"
+    message = refusal(tmp_path, dumped(document))
+    assert ": output.chunk: " in message and "of uint32 have 268435456 bytes, more than 67108864" in message
+
+
+@pytest.mark.parametrize("text", [FILES, CHUNKED], ids=["files", "zarr"])
+def test_a_typo_inside_a_source_names_the_key_of_its_kind(tmp_path, text):
+    """`conections` is meant for files; what other kinds have is not proposed."""
+    kind_key = {"conections": "connections"} if text is FILES else {"endpont": "endpoint"}
+    ((typo, meant),) = kind_key.items()
+    document = dumped(document_with(f"source.{typo}", 1, text))
+    assert f"unknown key source.{typo}; did you mean {meant}?" in refusal(tmp_path, document)
 
 
 shapes = st.tuples(*[st.integers(1, 150)] * 3).map(list)
@@ -703,7 +1309,7 @@ def test_the_json_schema_is_current():
     """The file that editors complete and check specs with is the model's."""
     file = PACKAGED_DATASETS / "dataset.schema.json"
     assert file.read_text() == json_schema(), (
-        "write it anew: python -c 'from em_assets.datasets.spec import json_schema as s; print(s(), end=\"\")' "
+        "write it anew: python -c 'from em_assets.datasets.loading import json_schema as s; print(s(), end=\"\")' "
         "> em_assets/datasets/dataset.schema.json"
     )
 

@@ -1,50 +1,61 @@
-"""`DatasetSpec`: everything a person states about one dataset, and reading it from YAML.
+"""`DatasetSpec`: everything a person states about one dataset. `loading.py` reads it from YAML.
 
 A spec says who publishes the dataset, where it lies, what is expected of it and how it is stored. Everything
-else (assets, partitions, checks, catalogue row) follows from it. Unknown keys are errors, and every message
-names the file, the line and the key.
+else (assets, partitions, checks, catalogue row) follows from it.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import keyword
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from em_assets.datasets.fields import (
+    ITEM_BYTES,
+    AtKey,
+    Doi,
+    Dtype,
+    Fraction,
+    Line,
+    Name,
+    OriginNm,
+    Shape,
+    SpecModel,
+    Text,
+    VoxelOrigin,
+    VoxelSizeNm,
+    web_address,
 )
+from em_assets.datasets.source import (
+    FLOAT_LABELS,
+    ChunkedSource,
+    Document,
+    FilesSource,
+    PrecomputedSource,
+    Source,
+    SubVolume,
+    decides_bytes,
+)
+from em_assets.volume import Box, VoxelSize, Zyx, ceil_divide, multiply, zyx
 
-from em_assets.errors import Malformed
-from em_assets.volume import Box, Zyx, ceil_divide, multiply
-
-MAX_SPEC_BYTES = 256 * 1024
-MAX_NESTING = 20
+Content = Literal["image", "labels"]
+MissingPolicy = Literal["record", "error", "fill"]
 MAX_PARTITIONS = 1000
 """Each is a row in the event log and a cell in the UI, and one record and one object in the store."""
-MAX_SHARD_BYTES = 2 * 2**30
-"""A shard is built in memory, once per worker."""
+MAX_SHARDS = 20_000
+"""Of a volume whose partitions are files: each is a record and an object."""
+MAX_SHARD_BYTES = 512 * 2**20
+"""A shard is built in memory, once per worker, and a process has a gigabyte."""
 MAX_CHUNK_BYTES = 64 * 2**20
 """A chunk is the least that a reader of one voxel decodes."""
-MAX_NM = 1e12
-"""A kilometre. More is a slip, and arithmetic on it would lose the nanometres."""
-NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
+MAX_SHARD_CHUNKS = 2**18
+"""A shard ends with 16 bytes for each of its chunks, which every reader of one voxel reads."""
 RESERVED_NAMES = frozenset(keyword.kwlist) | {
     "metadata_catalog",  # our own asset
     # Dagster refuses these (and Python's keywords) as the name of an asset.
@@ -53,95 +64,9 @@ RESERVED_NAMES = frozenset(keyword.kwlist) | {
 }
 ASSET_SUFFIXES = ("_chunks", "_files", "_metadata")
 """Assets that a dataset has beside the one of its own name."""
-ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int8": 1, "int16": 2, "int32": 4, "float32": 4}
-STRING_TAG = "tag:yaml.org,2002:str"
-PATTERNS_IN_WORDS = {
-    NAME_PATTERN: "use lower-case letters, digits and _, a letter first, at most 63",
-    r"^10\.\d{4,9}/\S+$": "a DOI looks like 10.7554/eLife.57443, without https://doi.org/",
-    r"^[0-9a-f]{64}$": "a sha256 has 64 hexadecimal digits, in lower case",
-    r"^(team:\S+|\S+@\S+)$": "an owner is team:name or an e-mail address",
-}
 
 
-class _AtKey(ValueError):
-    """What is wrong with the value of one key, found by a check that sees several."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-
-
-def _three(fits: Callable[[Any], bool], expected: str) -> BeforeValidator:
-    """Judges a triple as a whole: a person sees what the three mean, not which of them has which type."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, list | tuple) and len(value) == 3 and all(fits(item) for item in value):
-            return value
-        raise ValueError(f"expected {expected}")
-
-    return BeforeValidator(check)
-
-
-def _is_whole(value: Any, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most  # a bool is an int, but not a count
-
-
-def _is_number(value: Any, above: float) -> bool:
-    return type(value) in (int, float) and above < value <= MAX_NM
-
-
-def _web_address(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"not a web address ({error})") from None
-    if not host:
-        raise ValueError("not a web address: it names no host")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("a spec is published: it must not hold a user or a password")
-    return value
-
-
-VoxelIndex = Annotated[int, Field(ge=-(2**40), le=2**40, strict=True)]
-PositiveInt = Annotated[int, Field(gt=0, le=2**31, strict=True)]
-Nanometres = Annotated[float, Field(gt=0, le=MAX_NM)]
-Coordinate = Annotated[float, Field(gt=-MAX_NM, le=MAX_NM)]
-Shape = Annotated[
-    tuple[PositiveInt, PositiveInt, PositiveInt],
-    _three(lambda v: _is_whole(v, 1, 2**31), "three positive whole numbers of voxels, (z, y, x)"),
-]
-VoxelSizeNm = Annotated[
-    tuple[Nanometres, Nanometres, Nanometres],
-    _three(lambda v: _is_number(v, 0), "three positive numbers in nanometres, (z, y, x), such as [8.0, 8.0, 8.0]"),
-]
-VoxelOrigin = Annotated[
-    tuple[VoxelIndex, VoxelIndex, VoxelIndex],
-    _three(lambda v: _is_whole(v, -(2**40), 2**40), "three whole numbers of voxels, (z, y, x)"),
-]
-OriginNm = Annotated[
-    tuple[Coordinate, Coordinate, Coordinate],
-    _three(lambda v: _is_number(v, -MAX_NM), "three numbers in nanometres, (z, y, x)"),
-]
-Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
-
-
-class PrecomputedSource(_Model):
-    """A Neuroglancer precomputed image, read over HTTP(S)."""
-
-    kind: Literal["precomputed"]
-    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$"), AfterValidator(_web_address)]
-    """The folder that holds `info`, e.g. https://storage.googleapis.com/bucket/path."""
-    level: Annotated[int, Field(ge=0, lt=64, strict=True)] = 0
-    """Which of the publisher's scales is level 0 of the stored volume."""
-
-
-class Redraw(_Model):
+class Redraw(SpecModel):
     """Draw again (the next origin of the same seed) while the crop would be mostly empty."""
 
     level: Annotated[int, Field(ge=0, lt=64, strict=True)]
@@ -152,7 +77,7 @@ class Redraw(_Model):
     """After so many without a filled one the run stops and says how filled the best was."""
 
 
-class Crop(_Model):
+class Crop(SpecModel):
     """A box of the publisher's volume. Exactly one of `seed`, `origin` and `origin_nm` says where it starts."""
 
     shape: Shape
@@ -163,8 +88,9 @@ class Crop(_Model):
     """(z, y, x), in the publisher's voxels."""
     origin_nm: OriginNm | None = None
     """(z, y, x), in nanometres from the corner of the publisher's voxel 0; floored to a voxel."""
-    snap: Annotated[bool, Field(strict=True)] = True
-    """Move the origin down to the publisher's chunk grid, so that no chunk is decoded for two partitions."""
+    snap: Annotated[bool, Field(strict=True)] | None = None
+    """Move the origin down to the publisher's chunk grid, so that no chunk is decoded for two partitions. Absent: a
+    drawn origin is moved, a given one stays exactly where it is."""
     redraw: Redraw | None = None
     """Draw again while the crop would be mostly empty; absent, the first draw is taken."""
 
@@ -174,24 +100,53 @@ class Crop(_Model):
         if len(given) != 1:
             raise ValueError(f"give exactly one of seed, origin, origin_nm (found: {', '.join(given) or 'none'})")
         if self.redraw is not None and self.seed is None:
-            raise _AtKey("redraw", "it needs seed, because a given origin is never moved")
+            raise AtKey("redraw", "it needs seed, because a given origin is never drawn again")
         return self
 
+    @property
+    def snaps(self) -> bool:
+        """Whether the origin is moved down to the publisher's chunk grid."""
+        return self.seed is not None if self.snap is None else self.snap
 
-class Expected(_Model):
+    def given_origin(self, voxel_size_nm: VoxelSize) -> Zyx | None:
+        """The voxel that is given, before it snaps; None if it is drawn."""
+        if self.origin_nm is None:
+            return self.origin
+        return zyx([_voxel_of(nm, size) for nm, size in zip(self.origin_nm, voxel_size_nm, strict=True)])
+
+
+def _voxel_of(nm: float, size_nm: float) -> int:
+    """The voxel that a coordinate lies in. A millionth of a voxel is forgiven: n * size must not fall to n - 1."""
+    return math.floor(nm / size_nm + 1e-6)
+
+
+class Expected(SpecModel):
     """What the publisher stated when the spec was written; another answer stops the run."""
 
     source_shape: Annotated[tuple[Shape, ...], Field(min_length=1, max_length=20)]
     """(z, y, x) of the publisher's whole volume at the chosen level. Several where reports differ: any is accepted,
     and the record keeps the one that was met."""
-    dtype: Literal["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32"]
+    dtype: Dtype
     """Of one voxel; it is kept as it is."""
     voxel_size_nm: VoxelSizeNm
     """(z, y, x) of one voxel at the chosen level, in nanometres."""
+    published_voxel_size_nm: VoxelSizeNm | None = None
+    """What the publisher's own metadata state, where that is known to be wrong and `voxel_size_nm` is right."""
+    chunk: Shape | None = None
+    """(z, y, x) of the publisher's chunks at the chosen level: what is read is known without asking."""
+    objects: Annotated[int, Field(gt=0, strict=True)] | None = None
+    """How many objects the publisher's group has; compared with the listing where they are kept."""
+    object_bytes: Annotated[int, Field(gt=0, strict=True)] | None = None
+    """How many bytes they have together, likewise."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """The stored dataset's digest, once it is known and meant to stay."""
     file_size_bytes: Annotated[int, Field(gt=0, strict=True)] | None = None
     """The stored dataset's size, likewise."""
+
+    @property
+    def voxel_size_at_publisher_nm(self) -> VoxelSize:
+        """What the publisher is expected to state, right or wrong."""
+        return self.published_voxel_size_nm or self.voxel_size_nm
 
     @field_validator("source_shape", mode="before", json_schema_input_type=Shape | tuple[Shape, ...])
     @classmethod
@@ -200,7 +155,7 @@ class Expected(_Model):
         return value if several else [value]
 
 
-class Output(_Model):
+class Output(SpecModel):
     """How the standardized OME-Zarr volume is written."""
 
     shard: Shape = (256, 256, 256)
@@ -214,57 +169,182 @@ class Output(_Model):
 
     @model_validator(mode="after")
     def _shards_hold_whole_chunks(self) -> Output:
-        if any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
-            raise _AtKey("shard", f"{list(self.shard)} is not a multiple of the chunk, {list(self.chunk)}")
-        if any(s % 2 for s in self.shard):
-            raise _AtKey("shard", f"{list(self.shard)} must be even, so that pyramids halve it")
+        _require_whole_chunks("shard", self.shard, self.chunk)
         return self
 
 
-class DatasetSpec(_Model):
+def _require_whole_chunks(key: str, shard: Zyx, chunk: Zyx) -> None:
+    if any(s % c for s, c in zip(shard, chunk, strict=True)):
+        raise AtKey(key, f"{list(shard)} is not a multiple of the chunk, {list(chunk)}")
+    if any(s % 2 for s in shard):
+        raise AtKey(key, f"{list(shard)} must be even, so that pyramids halve it")
+    count = math.prod(shard) // math.prod(chunk)
+    if count > MAX_SHARD_CHUNKS:
+        raise AtKey(key, f"{list(shard)} holds {count} chunks, more than {MAX_SHARD_CHUNKS}; make the chunk larger")
+
+
+class Layout(Protocol):
+    """What decides how a volume is cut into objects: all that writing, checking and reading one needs of a spec."""
+
+    @property
+    def name(self) -> str:
+        """`dataset`, or `dataset/volume` of a further volume."""
+
+    @property
+    def shape(self) -> Zyx:
+        """(z, y, x) of level 0."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def voxel_size_nm(self) -> VoxelSize: ...
+
+    @property
+    def content(self) -> Content: ...
+
+    @property
+    def output(self) -> Output: ...
+
+    @property
+    def missing_policy(self) -> MissingPolicy: ...
+
+    def identity(self) -> str:
+        """Digest of everything that decides the bytes."""
+
+    def shard_indices(self) -> Iterator[Zyx]: ...
+
+    def shard_box(self, index: Zyx) -> Box:
+        """The part of level 0 that a shard holds, clipped to the volume."""
+
+
+@dataclass(frozen=True)
+class VolumeLayout:
+    """The layout of a further volume of a dataset."""
+
+    name: str
+    shape: Zyx
+    dtype: str
+    voxel_size_nm: VoxelSize
+    content: Content
+    output: Output
+    missing_policy: MissingPolicy
+    digest: str
+
+    def identity(self) -> str:
+        return self.digest
+
+    def shard_indices(self) -> Iterator[Zyx]:
+        return Box.from_shape(self.shape).cells(self.output.shard)
+
+    def shard_box(self, index: Zyx) -> Box:
+        return _shard_box(self, index)
+
+
+def _shard_box(layout: Layout, index: Zyx) -> Box:
+    whole = Box.from_shape(layout.shape)
+    box = Box.from_shape(layout.output.shard, at=multiply(index, layout.output.shard)).intersection(whole)
+    if box is None:
+        raise ValueError(f"shard {index} is outside the volume of shape {layout.shape}")
+    return box
+
+
+def _require_sensible_cut(layout: Layout, shard_key: str, what: Literal["partitions", "shards"]) -> None:
+    """Judges how a volume is cut before anything is allocated for it."""
+    shard, chunk = layout.output.shard, layout.output.chunk
+    for key, shape, limit in ((shard_key, shard, MAX_SHARD_BYTES), ("output.chunk", chunk, MAX_CHUNK_BYTES)):
+        size = math.prod(shape) * ITEM_BYTES[layout.dtype]
+        if size > limit:
+            text = f"{list(shape)} voxels of {layout.dtype} have {size} bytes, more than {limit}; make it smaller"
+            raise AtKey(key, text)
+    count, most = math.prod(ceil_divide(layout.shape, shard)), MAX_PARTITIONS if what == "partitions" else MAX_SHARDS
+    if count > most:
+        raise AtKey(
+            shard_key,
+            f"{list(shard)} cuts {list(layout.shape)} voxels into {count} {what}, more than {most}; "
+            "make the shard larger",
+        )
+
+
+class StatedClaim(SpecModel):
+    """What a page or a person states about the dataset and no document that is fetched repeats."""
+
+    key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_./]{0,99}$")]
+    """What it is about: `voxel_size_nm`, `organism` ..."""
+    value: str | int | float | bool | tuple[float, ...]
+    """As it is stated: text, a number, a truth value, or several numbers."""
+    url: Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(web_address)] | None = None
+    """Where it is stated."""
+    note: Text | None = None
+    """How sure it is, or what contradicts it."""
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _numbers_are_finite(cls, value: Any) -> Any:
+        numbers = value if isinstance(value, list | tuple) else (value,)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError("expected text, a truth value, or finite numbers")
+        return value
+
+
+class DatasetSpec(SpecModel):
     """One dataset: who publishes it, where, what is expected, how it is stored, how it is cited."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    name: Name
     """The asset's name, the folder's name, the catalogue's key; also the file's name without `.yaml`."""
-    title: Text
+    title: Line
     """One line, for tables."""
     description: Text
     """What was imaged, what this volume is of it, and what a user should know."""
-    publisher: Annotated[str, Field(pattern=NAME_PATTERN)]
+    publisher: Name
     """Short name of who publishes it: `hemibrain`, `empiar` ... the catalogue's `source`."""
-    source_id: Text
+    source_id: Line
     """The publisher's own identifier of it."""
-    page_url: Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(_web_address)]
+    page_url: Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(web_address)]
     """The publisher's own page about it."""
-    license: Text
+    license: Line
     """SPDX identifier where there is one."""
     citation: Text
     """What somebody who uses the data should cite."""
-    doi: Annotated[str, Field(pattern=r"^10\.\d{4,9}/\S+$")]
-    """Of the citation or of the data, bare: 10.7554/eLife.57443."""
-    modality: Text | None = None
+    doi: Doi | None
+    """Of the citation or of the data, bare: 10.7554/eLife.57443; null if none is known, and `notes.doi` says why."""
+    modality: Line | None = None
     """How it was imaged: FIB-SEM, ssTEM, cryo-ET ..."""
-    organism: Text | None = None
+    organism: Line | None = None
     """Scientific name."""
-    sample: Text | None = None
+    sample: Line | None = None
     """Which part of the organism, or which cell line."""
-    instrument: Text | None = None
+    instrument: Line | None = None
     """Microscope and maker."""
-    notes: dict[str, Text] = {}
+    notes: dict[str, Text] = Field(default_factory=dict)
     """How sure the facts above are, key by key."""
     owners: tuple[Annotated[str, Field(pattern=r"^(team:\S+|\S+@\S+)$")], ...] = ("team:em_assets",)
     """Who looks after it, as Dagster shows it: team:name or an e-mail address."""
 
-    source: PrecomputedSource
+    claims: tuple[StatedClaim, ...] = ()
+    """Statements of pages and people, also those that turned out wrong: the catalogue shows who states what."""
+
+    source: Source
     """Where the publisher serves it, and in which form."""
-    crop: Crop
-    """Which part of the publisher's volume is stored."""
+    crop: Crop | None = None
+    """Which part of the publisher's volume is stored; absent: all of it."""
     expected: Expected
     """What the publisher stated when the spec was written."""
+    content: Literal["image", "labels"] = "image"
+    """Labels are never averaged: a coarser level takes voxel 2i."""
+    volumes: dict[Name, SubVolume] = Field(default_factory=dict)
+    """Further volumes of the dataset, by name."""
     output: Output = Output()
     """How the stored volume is cut into objects."""
-    missing: Literal["record", "error"] = "record"
-    """What to do where the publisher has no chunk: keep a record of it, or fail the partition."""
+    keep: Literal["standard", "original", "both"] | None = None
+    """`original`: what the publisher serves, byte for byte; `standard`: the OME-Zarr volume made from it. Absent:
+    `standard` where chunks are published; files are always kept, so for those it is `both`."""
+    documents: tuple[Document, ...] = ()
+    """The publisher's replies and pages about the dataset."""
+    missing: MissingPolicy | None = None
+    """What to do where the publisher has no chunk: keep a record of it, `error`: fail the partition, or `fill`: take
+    what its format says of such voxels (a fill value) for what they are. Absent: `record` for images; `fill` for
+    labels, whose background is often not written."""
 
     @field_validator("name")
     @classmethod
@@ -274,36 +354,142 @@ class DatasetSpec(_Model):
         return value
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> DatasetSpec:
-        smallest = [min(axis) for axis in zip(*self.expected.source_shape, strict=True)]
-        if any(c > s for c, s in zip(self.crop.shape, smallest, strict=True)):
-            raise _AtKey(
+    def _doi_or_the_reason(self) -> DatasetSpec:
+        if self.doi is None and "doi" not in self.notes:
+            raise AtKey("doi", "it may be null only if notes.doi says why none is known; give it, or that note")
+        return self
+
+    @model_validator(mode="after")
+    def _documents_have_names_of_their_own(self) -> DatasetSpec:
+        seen: dict[str, int] = {}
+        for number, document in enumerate(self.documents):
+            if seen.setdefault(document.path.casefold(), number) != number:
+                raise AtKey(f"documents.{number}.path", f"another document is kept as {document.path}; rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _expected_suits_the_source(self) -> DatasetSpec:
+        expected = self.expected
+        if self.content == "labels" and expected.dtype == "float32":
+            raise AtKey("expected.dtype", FLOAT_LABELS)
+        if not isinstance(self.source, ChunkedSource):
+            for key in ("objects", "object_bytes"):
+                if getattr(expected, key) is not None:
+                    raise AtKey(f"expected.{key}", "only a zarr or n5 container is counted in objects; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> DatasetSpec:
+        if self.crop is None:
+            if len(self.expected.source_shape) > 1:
+                raise AtKey("expected.source_shape", "several shapes need a crop; give one shape, or a crop")
+            return self
+        shape, smallest = self.crop.shape, [min(axis) for axis in zip(*self.expected.source_shape, strict=True)]
+        is_precomputed = isinstance(self.source, PrecomputedSource)
+        if any(c > s for c, s in zip(shape, smallest, strict=True)):
+            raise AtKey(
                 "crop.shape",
-                f"{list(self.crop.shape)} is larger than the publisher's volume, {smallest} (z, y, x); make it smaller",
+                f"{list(shape)} is larger than the publisher's volume, {smallest} (z, y, x); make it smaller",
             )
-        self._check_bytes("output.shard", self.output.shard, MAX_SHARD_BYTES)
-        self._check_bytes("output.chunk", self.output.chunk, MAX_CHUNK_BYTES)
-        partitions = math.prod(self.shard_grid())
-        if partitions > MAX_PARTITIONS:
-            raise _AtKey(
-                "output.shard",
-                f"{list(self.output.shard)} cuts {list(self.shape)} voxels into {partitions} partitions, "
-                f"more than {MAX_PARTITIONS}; make the shard larger",
+        if self.crop.redraw is not None and not is_precomputed:
+            raise AtKey("crop.redraw", "it is known for precomputed sources only; leave it out")
+        origin = self.crop.given_origin(self.voxel_size_nm)
+        if origin is None or is_precomputed:  # whose first voxel the publisher numbers as it likes
+            return self
+        if any(o < 0 or o + c > s for o, c, s in zip(origin, shape, smallest, strict=True)):
+            raise AtKey(
+                "crop.origin" if self.crop.origin_nm is None else "crop.origin_nm",
+                f"a crop of {list(shape)} voxels at {list(origin)} leaves the publisher's volume, {smallest} "
+                "(z, y, x); move it, or make crop.shape smaller",
             )
         return self
 
-    def _check_bytes(self, key: str, shape: Zyx, limit: int) -> None:
-        size = math.prod(shape) * ITEM_BYTES[self.expected.dtype]
-        if size > limit:
-            text = (
-                f"{list(shape)} voxels of {self.expected.dtype} have {size} bytes, more than {limit}; make it smaller"
+    @model_validator(mode="after")
+    def _keep_suits_the_source(self) -> DatasetSpec:
+        if self.keep == "standard" and self.is_by_file:
+            raise AtKey("keep", "files are always kept; give both, original, or leave it out")
+        if self.keep not in ("original", "both"):
+            return self
+        if isinstance(self.source, PrecomputedSource):
+            raise AtKey("keep", "precomputed volumes are cut from larger ones and kept as standard only; leave it out")
+        if isinstance(self.source, ChunkedSource) and not self.source.is_bucket:
+            raise AtKey(
+                "keep", "what a container consists of only a bucket can list (s3://, gs://); give standard, or a bucket"
             )
-            raise _AtKey(key, text)
+        if self.crop is not None and not (self.is_by_file and self.makes_standard):
+            made = "both" if self.is_by_file else "standard"
+            raise AtKey("keep", f"with {self.keep} nothing is cut out of what is kept; leave crop out, or give {made}")
+        if self.is_by_file and self.volumes and not self.makes_standard:
+            raise AtKey("keep", "with original no volume is made of the files; leave volumes out, or give both")
+        return self
+
+    @model_validator(mode="after")
+    def _volumes_suit_the_source(self) -> DatasetSpec:
+        for name, volume in self.volumes.items():
+            self._check_volume(f"volumes.{name}", volume)
+        return self
+
+    def _check_volume(self, key: str, volume: SubVolume) -> None:
+        if isinstance(self.source, PrecomputedSource):
+            raise AtKey(key, "a precomputed source has one volume; make another dataset of the other")
+        is_given_by = {"source": volume.source is not None, "group": volume.group is not None}
+        if is_given_by != {"source": self.is_by_file, "group": not self.is_by_file}:
+            wanted = "source" if self.is_by_file else "group"
+            raise AtKey(key, f"a volume of a {self.source.kind} source is given by its {wanted}")
+        if isinstance(self.source, FilesSource) and volume.source is not None:
+            self.source.require_listed(f"{key}.source.files", volume.source)
+            for name, is_given in (("level", volume.level != 0), ("channel", volume.channel is not None)):
+                if is_given:
+                    raise AtKey(f"{key}.{name}", "files have none to choose from; leave it out")
+        if volume.labels_of is not None:
+            of = self.volumes.get(volume.labels_of)
+            if of is None:
+                raise AtKey(f"{key}.labels_of", f"there is no volume {volume.labels_of}")
+            if of.content == "labels":
+                raise AtKey(f"{key}.labels_of", f"{volume.labels_of} is labels itself; name the image, or leave it out")
+
+    @model_validator(mode="after")
+    def _output_is_of_a_sensible_size(self) -> DatasetSpec:
+        _require_sensible_cut(self, "output.shard", "shards" if self.is_by_file else "partitions")
+        for name, volume in self.volumes.items():
+            key = f"volumes.{name}.shard"
+            if volume.shard is not None:
+                _require_whole_chunks(key, volume.shard, self.output.chunk)
+            _require_sensible_cut(self._sub_layout(name), key, "shards")
+        return self
+
+    @property
+    def is_by_file(self) -> bool:
+        """Whether a partition is a file; else it is a region of the volume."""
+        return isinstance(self.source, FilesSource)
+
+    @property
+    def keeps_original(self) -> bool:
+        return self.is_by_file or self.keep in ("original", "both")
+
+    @property
+    def makes_standard(self) -> bool:
+        return self.keep != "original"
 
     @property
     def shape(self) -> Zyx:
         """(z, y, x) of level 0 of the stored volume."""
-        return self.crop.shape
+        return self.crop.shape if self.crop is not None else self.expected.source_shape[0]
+
+    @property
+    def dtype(self) -> str:
+        return self.expected.dtype
+
+    @property
+    def voxel_size_nm(self) -> VoxelSize:
+        return self.expected.voxel_size_nm
+
+    @property
+    def missing_policy(self) -> MissingPolicy:
+        return self._missing_policy(self.content)
+
+    def _missing_policy(self, content: Content) -> MissingPolicy:
+        return self.missing or ("fill" if content == "labels" else "record")
 
     def identity(self) -> str:
         """Digest of everything that decides the bytes: two specs with one identity make one volume.
@@ -311,16 +497,48 @@ class DatasetSpec(_Model):
         The host and port of the source are left out (a mirror serves the same bytes), and so is everything that
         only describes.
         """
-        source = self.source.model_dump()
-        source["url"] = urlsplit(self.source.url).path.rstrip("/")
-        decides = {
-            "source": source,
-            "crop": self.crop.model_dump(),
-            "dtype": self.expected.dtype,
-            "voxel_size_nm": self.expected.voxel_size_nm,
+        decides: dict[str, Any] = {
+            "source": decides_bytes(self.source),
+            "crop": None if self.crop is None else self.crop.model_dump() | {"snap": self.crop.snaps},
+            "dtype": self.dtype,
+            "voxel_size_nm": self.voxel_size_nm,
             "output": self.output.model_dump(),
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        if self.crop is None:
+            decides["shape"] = self.shape
+        if self.content != "image":
+            decides["content"] = self.content
+        if self.missing_policy == "fill":
+            decides["missing"] = "fill"
+        return _digest(decides)
+
+    def layouts(self) -> dict[str | None, Layout]:
+        """Every stored volume: the main one under None, further ones by name."""
+        if not self.makes_standard:
+            return {}
+        return {None: self, **{name: self._sub_layout(name) for name in self.volumes}}
+
+    def _sub_layout(self, name: str) -> VolumeLayout:
+        volume = self.volumes[name]
+        output = self.output.model_dump() | ({} if volume.shard is None else {"shard": volume.shard})
+        decides = {
+            "url": decides_bytes(self.source)["url"],
+            "volume": volume.model_dump(exclude={"title", "doi", "labels_of"}),
+            "output": output,
+        }
+        policy = self._missing_policy(volume.content)
+        if policy == "fill":
+            decides["missing"] = "fill"
+        return VolumeLayout(
+            name=f"{self.name}/{name}",
+            shape=volume.shape,
+            dtype=volume.dtype,
+            voxel_size_nm=volume.voxel_size_nm,
+            content=volume.content,
+            output=Output(**output),
+            missing_policy=policy,
+            digest=_digest(decides),
+        )
 
     def shard_grid(self) -> Zyx:
         """How many shards level 0 has along z, y, x."""
@@ -331,215 +549,8 @@ class DatasetSpec(_Model):
 
     def shard_box(self, index: Zyx) -> Box:
         """The part of level 0 that a shard holds, clipped to the volume."""
-        whole = Box.from_shape(self.shape)
-        box = Box.from_shape(self.output.shard, at=multiply(index, self.output.shard)).intersection(whole)
-        if box is None:
-            raise ValueError(f"shard {index} is outside the volume of shape {self.shape}")
-        return box
+        return _shard_box(self, index)
 
 
-def load_specs(folders: Iterable[Path]) -> dict[str, DatasetSpec]:
-    """Every spec of the folders (`*.yaml`, not below), by name. A name given twice is an error naming both files."""
-    specs: dict[str, DatasetSpec] = {}
-    files: dict[str, Path] = {}
-    for folder in {folder.resolve(): folder for folder in folders}.values():
-        for file in sorted(folder.glob("*.yaml")):
-            if file.name.startswith("."):  # editors' locks and the shadow files of macOS
-                continue
-            spec = load_spec(file)
-            if spec.name in specs:
-                raise Malformed(f"dataset {spec.name} is given by both {files[spec.name]} and {file}; remove one.")
-            specs[spec.name], files[spec.name] = spec, file
-    for name in specs:
-        for other in (name + suffix for suffix in ASSET_SUFFIXES):
-            if other in specs:
-                raise Malformed(
-                    f"{files[other]} names a dataset like an asset of {files[name]}; rename one of the two."
-                )
-    return specs
-
-
-def load_spec(file: Path) -> DatasetSpec:
-    """One spec. Raises Malformed naming file, line and key."""
-    node = _compose(file, _read_text(file))
-    try:
-        spec = DatasetSpec.model_validate(_construct(file, node))
-    except ValidationError as error:
-        raise Malformed(_explain(file, node, error)) from None
-    if spec.name != file.stem:
-        line = _line(node, ("name",))
-        raise Malformed(f"{file}, line {line}: name is {spec.name}, but the file is {file.name}; make them agree.")
-    return spec
-
-
-def json_schema() -> str:
-    """The model as JSON Schema, for editors (`# yaml-language-server: $schema=...`)."""
-    schema = DatasetSpec.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
-
-
-def _read_text(file: Path) -> str:
-    """The file's text, with or without a byte order mark; never more than a spec may have."""
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(MAX_SPEC_BYTES + 1)
-    except OSError as error:
-        raise Malformed(f"{file} cannot be read ({error.strerror or error}); correct it or move it away.") from None
-    if len(raw) > MAX_SPEC_BYTES:
-        raise Malformed(f"{file} has more than {MAX_SPEC_BYTES} bytes, which no dataset spec needs.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise Malformed(f"{file}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); save it as UTF-8.") from None
-
-
-def _compose(file: Path, text: str) -> yaml.MappingNode:
-    """The YAML's node tree (it knows the lines), without aliases, deep nesting, odd or duplicate keys."""
-    try:
-        _check_events(file, text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        raise _not_yaml(file, error) from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise Malformed(f"{file}, line {line}: holds the control character U+{error.character:04X}.") from None
-    if not isinstance(node, yaml.MappingNode):
-        found = "a list" if isinstance(node, yaml.SequenceNode) else "plain text" if node else "nothing"
-        line = 1 if node is None else node.start_mark.line + 1
-        raise Malformed(f"{file}, line {line}: expected `key: value` lines such as `name: ...`, found {found}.")
-    _check_keys(file, node)
-    return node
-
-
-def _not_yaml(file: Path, error: yaml.MarkedYAMLError) -> Malformed:
-    mark = error.problem_mark or error.context_mark
-    line = f", line {mark.line + 1}" if mark else ""
-    return Malformed(f"{file}{line}: not YAML that a spec may use ({error.problem}).")
-
-
-def _check_events(file: Path, text: str) -> None:
-    """Refuses what is dangerous to build a tree of; the events before it cost no memory and no stack."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        where = f"{file}, line {event.start_mark.line + 1}" if event.start_mark else str(file)
-        if isinstance(event, yaml.AliasEvent):
-            raise Malformed(f"{where}: YAML aliases are not accepted in a spec.")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_NESTING:
-            raise Malformed(f"{where}: nested more than {MAX_NESTING} deep.")
-
-
-def _check_keys(file: Path, node: yaml.Node) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_keys(file, item)
-    elif isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            where = f"{file}, line {key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode) or key.tag != STRING_TAG:
-                shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                raise Malformed(f"{where}: key {shown} is not text to YAML; quote it if it is meant.")
-            if key.value in seen:
-                raise Malformed(f"{where}: key {key.value} is given twice.")
-            seen.add(key.value)
-            _check_keys(file, value)
-
-
-def _construct(file: Path, node: yaml.Node) -> Any:
-    """The values of a checked tree. A scalar that only looks like a date or a number is named with its line."""
-    if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-        return {key.value: _construct(file, value) for key, value in node.value}
-    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-        return [_construct(file, item) for item in node.value]
-    try:
-        return yaml.constructor.SafeConstructor().construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        raise _not_yaml(file, error) from None
-    except (ValueError, OverflowError) as error:
-        line = node.start_mark.line + 1
-        shown = _short(node.value)
-        raise Malformed(
-            f"{file}, line {line}: {shown} is no value to YAML ({error}); quote it if it is text."
-        ) from None
-
-
-def _explain(file: Path, node: yaml.Node, error: ValidationError) -> str:
-    """The most telling problem as one sentence: a misspelt key before the key that is missing because of it."""
-    rank = {"extra_forbidden": 0, "missing": 2}
-    first = min(error.errors(), key=lambda e: (rank.get(e["type"], 1), _line(node, _location(e))))
-    location = _location(first)
-    key = ".".join(str(part) for part in location) or "the spec"
-    where = f"{file}, line {_line(node, location)}"
-    if first["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(str(location[-1]).lower(), _known_keys(location[:-1]), n=1, cutoff=0.0)
-        return f"{where}: unknown key {key}; did you mean {nearest[0]}?"
-    if first["type"] == "missing":
-        return f"{where}: {key} is required and not given."
-    scalar = _find(node, location)
-    if first["type"] == "string_type" and isinstance(scalar, yaml.ScalarNode):
-        return f"{where}: {_explain_not_text(key, scalar, first['input'])}"
-    message = re.sub(r"^Value error, ", "", first["msg"])
-    message = PATTERNS_IN_WORDS.get(first.get("ctx", {}).get("pattern", ""), message[:1].lower() + message[1:])
-    value = "" if isinstance(first["input"], dict) else f" is {_short(first['input'])}"
-    return f"{where}: {key}{value}: {message}."
-
-
-def _explain_not_text(key: str, scalar: yaml.ScalarNode, value: Any) -> str:
-    if value is None:
-        return f"{key} is empty; give a text."
-    kind = {bool: "a truth value", int: "a number", float: "a number"}.get(type(value), "a date")
-    read_as = "" if str(value) == scalar.value else f", {value}"
-    return f'{key} is {scalar.value}, which YAML reads as {kind}{read_as}; quote it: "{scalar.value}".'
-
-
-def _location(problem: Any) -> tuple[Any, ...]:
-    """Where a problem that pydantic reports lies in the file."""
-    cause = problem.get("ctx", {}).get("error")
-    return (*problem["loc"], *(cause.key.split(".") if isinstance(cause, _AtKey) else ()))
-
-
-def _short(value: Any) -> str:
-    text = re.sub(r"//[^/@\s]*@", "//...@", repr(value))  # no password from an address is ever printed
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _line(node: yaml.Node, location: tuple[Any, ...]) -> int:
-    """The line of the deepest part of `location` that the file has."""
-    line = node.start_mark.line + 1
-    for length in range(1, len(location) + 1):
-        found = _find(node, location[:length])
-        if found is None:
-            break
-        # a value may begin on a later line than its key, and the key is what is named
-        parent = _find(node, location[: length - 1])
-        keys = [k for k, v in parent.value if v is found] if isinstance(parent, yaml.MappingNode) else []
-        line = (keys[0] if keys else found).start_mark.line + 1
-    return int(line)
-
-
-def _find(node: yaml.Node | None, location: tuple[Any, ...]) -> yaml.Node | None:
-    """The node at `location`, None if the file has none."""
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            node = next((value for key, value in node.value if key.value == str(part)), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-        else:
-            return None
-    return node
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    model: Any = DatasetSpec
-    for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
-        args = [arg for arg in getattr(model, "__args__", ()) if isinstance(arg, type) and issubclass(arg, BaseModel)]
-        model = args[0] if args else model
-    return list(getattr(model, "model_fields", DatasetSpec.model_fields))
+def _digest(decides: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
