@@ -6,15 +6,18 @@ from typing import Any
 
 import dagster as dg
 
-from em_assets.checks.volume import BLOCKING, WARNING, CheckOutcome
+from em_assets.checks.volume import BLOCKING, CheckOutcome, checks_of
+from em_assets.datasets.spec import DatasetSpec
 
 RunChecks = Callable[[Any, Sequence[str]], list[CheckOutcome]]
 """(Dagster context, check names) -> outcomes."""
 
 
-def build_volume_checks(name: str, run: RunChecks, required_resource_keys: set[str]) -> dg.AssetChecksDefinition:
+def build_volume_checks(
+    dataset: DatasetSpec, run: RunChecks, required_resource_keys: set[str]
+) -> dg.AssetChecksDefinition:
     """The checks of one dataset: blocking ones stop what lies downstream, the others warn."""
-    every = BLOCKING | WARNING
+    name, every = dataset.name, checks_of(dataset)
     specs = [
         dg.AssetCheckSpec(check, asset=name, blocking=check in BLOCKING, description=_first_line(function))
         for check, function in every.items()

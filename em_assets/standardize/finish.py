@@ -3,7 +3,8 @@
 `manifest.parquet`, one row per object of the volume, in path order:
 
     path         relative to the dataset's folder
-    level, key   the level and the shard's partition key; key is null for a `zarr.json`, both for the group's
+    level, key   the level and the shard's key, or null and the file's partition key; key is null for a `zarr.json`,
+                 both for the group's
     size_bytes, sha256
     source_url   where the voxels came from; null above level 0 and for a `zarr.json`
     written_at   UTC
@@ -34,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from em_assets.datasets.spec import DatasetSpec
+from em_assets.datasets.spec import Layout
 from em_assets.records import DatasetFolder, PartitionRecord, StoredObject, manifest_digest, now
 from em_assets.volume import Box
 
@@ -55,14 +56,31 @@ class Manifest:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """Something that is kept as it was received."""
+
+    stored: StoredObject
+    key: str
+    """Of its partition."""
+    url: str
+    received_at: datetime
+
+
 def write_manifest(
-    folder: DatasetFolder, records: Sequence[PartitionRecord], metadata: Sequence[StoredObject]
+    folder: DatasetFolder,
+    records: Sequence[PartitionRecord],
+    metadata: Sequence[StoredObject],
+    originals: Sequence[Original] = (),
 ) -> Manifest:
-    """Writes `manifest.parquet` from the records of all levels and the `zarr.json` objects."""
+    """Writes `manifest.parquet` from the records of all levels, the `zarr.json` objects, and what was
+    received and is kept.
+    """
     import pyarrow as pa
 
     rows = [_shard_row(record, stored) for record in records for stored in record.objects]
     rows += [_document_row(stored, now()) for stored in metadata]
+    rows += [_original_row(original) for original in originals]
     rows.sort(key=lambda row: row["path"])
     columns: list[tuple[str, pa.DataType]] = [
         ("path", pa.string()),
@@ -90,8 +108,20 @@ def _shard_row(record: PartitionRecord, stored: StoredObject) -> dict[str, Any]:
     }
 
 
+def _original_row(original: Original) -> dict[str, Any]:
+    return {
+        **original.stored.model_dump(),
+        "level": None,
+        "key": original.key,
+        "source_url": original.url,
+        "written_at": original.received_at,
+        "tool": None,
+    }
+
+
 def _document_row(stored: StoredObject, written_at: datetime) -> dict[str, Any]:
-    level = stored.path.split("/")[-2]
+    folder, _, name = stored.path.rpartition("/")
+    level = folder.rpartition("/")[2] if name == "zarr.json" else ""
     return {
         **stored.model_dump(),
         "level": int(level) if level.isdecimal() else None,
@@ -102,8 +132,8 @@ def _document_row(stored: StoredObject, written_at: datetime) -> dict[str, Any]:
     }
 
 
-def write_coverage(folder: DatasetFolder, spec: DatasetSpec, level0: Iterable[PartitionRecord]) -> StoredObject:
-    """Writes `coverage.parquet` from the records of level 0. Equal records give equal bytes."""
+def write_coverage(folder: DatasetFolder, spec: Layout, level0: Iterable[PartitionRecord]) -> StoredObject:
+    """Writes the volume's `coverage.parquet` from the records of level 0. Equal records give equal bytes."""
     import pyarrow as pa
 
     coordinate = pa.int64()
@@ -129,10 +159,10 @@ def write_coverage(folder: DatasetFolder, spec: DatasetSpec, level0: Iterable[Pa
         "present_voxels": present,
     }
     table = table.replace_schema_metadata({"em_assets": json.dumps(summary)})
-    return folder.write("coverage.parquet", _parquet(table))
+    return folder.write(folder.coverage, _parquet(table))
 
 
-def _coverage_of(record: PartitionRecord, spec: DatasetSpec, schema: pa.Schema) -> pa.Table:
+def _coverage_of(record: PartitionRecord, spec: Layout, schema: pa.Schema) -> pa.Table:
     """The rows of one shard's inner chunks."""
     import pyarrow as pa
 
@@ -155,7 +185,7 @@ def _coverage_of(record: PartitionRecord, spec: DatasetSpec, schema: pa.Schema) 
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _chunk_corners(box: Box, spec: DatasetSpec) -> NDArray[np.int64]:
+def _chunk_corners(box: Box, spec: Layout) -> NDArray[np.int64]:
     """(chunks, 6): z0, y0, x0, z1, y1, x1 of each inner chunk of a shard; chunks lie on one grid over the volume."""
     starts = [
         np.arange(a, b, c, dtype=np.int64) for a, b, c in zip(box.start, box.stop, spec.output.chunk, strict=True)

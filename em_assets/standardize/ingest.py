@@ -6,29 +6,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import monotonic
 
-from em_assets.datasets.spec import DatasetSpec
+from em_assets.datasets.spec import Layout
 from em_assets.errors import Mismatch
-from em_assets.formats.reader import RegionVoxels, VolumeReader
+from em_assets.formats.reader import RegionVoxels, SampledVoxel, VolumeReader
 from em_assets.records import DatasetFolder, PartitionRecord, partition_index, partition_key
 from em_assets.standardize.region import write_region
 from em_assets.volume import Box, Zyx, add, ceil_divide, subtract
 
+SAMPLED_FILLS = 8
+"""Of the chunks that are filled in a region, so many have a voxel compared with what was stored."""
+
 
 def fetch_regions(
     folder: DatasetFolder,
-    spec: DatasetSpec,
+    spec: Layout,
     reader: VolumeReader,
     crop_box: Box,
     keys: Sequence[str],
     *,
+    inputs: tuple[str, ...] = (),
+    source_url: str | None = None,
     on_bytes: Callable[[int], None] | None = None,
     on_region: Callable[[PartitionRecord], None] | None = None,
 ) -> tuple[list[PartitionRecord], dict[str, Exception]]:
     """Reads the regions of these partitions and stores each; (records, errors by key), which together are all keys.
 
     `crop_box` is the stored volume's place in the publisher's voxels. With `missing: error` in the spec, a region that
-    the publisher does not have whole is an error of that region. One that fails does not stop the others; only a
-    publisher that cannot be reached at all does (Unavailable). `on_bytes` may be called from any thread.
+    the publisher does not have whole is an error of that region; with `fill`, what it does not have is its fill value.
+    One that fails does not stop the others; only a publisher that cannot be reached at all does (Unavailable).
+    `inputs` are what the voxels are made from, where files were received; `source_url` is where those were published.
+    `on_bytes` may be called from any thread.
     """
     corner = subtract((0, 0, 0), crop_box.start)
 
@@ -36,22 +43,28 @@ def fetch_regions(
         return ceil_divide(box.shifted(corner).start, spec.output.shard)  # exact: regions are whole shards
 
     def store(region: RegionVoxels) -> PartitionRecord:
-        missing = [box.shifted(corner) for box in region.missing]
-        if missing and spec.missing == "error":
+        absent = region.missing
+        if absent and spec.missing_policy == "error":
             raise Mismatch(
-                f"{region.source_url} has no data in {len(missing)} chunks of {region.box}, first {region.missing[0]}, "
-                "in the publisher's voxels; move the crop, or set `missing: record` in the spec to keep a record of it."
+                f"{source_url or region.source_url} has no data in {len(absent)} chunks of {region.box}, first "
+                f"{absent[0]}, in the publisher's voxels; move the crop, or set `missing: record` in the spec to keep "
+                "a record of it, `missing: fill` to take the fill value."
             )
+        samples, fills = region.samples, spec.missing_policy == "fill"
+        if fills:
+            samples += _filled(region)
         return write_region(
             folder,
             spec,
             index_of(region.box),
             region.voxels,
-            missing=missing,
-            samples=[replace(sample, position=add(sample.position, corner)) for sample in region.samples],
-            source_url=region.source_url,
+            missing=() if fills else [box.shifted(corner) for box in absent],
+            filled_source_chunks=len(absent) if fills else 0,
+            samples=[replace(sample, position=add(sample.position, corner)) for sample in samples],
+            source_url=source_url or region.source_url,
             source_box=region.box,
-            received_bytes=region.received_bytes,
+            received_bytes=0 if inputs else region.received_bytes,  # what is here came over no network
+            inputs=inputs,
             started=monotonic(),
         )
 
@@ -65,3 +78,14 @@ def fetch_regions(
         elif outcome.error is not None:
             errors[partition_key(index_of(outcome.box))] = outcome.error
     return sorted(records, key=lambda record: record.key), errors
+
+
+def _filled(region: RegionVoxels) -> tuple[SampledVoxel, ...]:
+    """Fills what the publisher does not have; some of these voxels, to be compared with what will be stored.
+
+    A region of which nothing else is there has no others.
+    """
+    for box in region.missing:
+        region.voxels[box.shifted(subtract((0, 0, 0), region.box.start)).slices] = region.fill_value
+    value = float(region.voxels.dtype.type(region.fill_value))
+    return tuple(SampledVoxel(box.start, value) for box in region.missing[:SAMPLED_FILLS])

@@ -13,13 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from em_assets.datasets.spec import DatasetSpec
-from em_assets.records import VOLUME, DatasetFolder, StoredObject
+from em_assets.datasets.spec import Layout
+from em_assets.records import DatasetFolder, StoredObject
 from em_assets.standardize.shard import ShardFormat
 from em_assets.volume import VoxelSize, Zyx
 
 SMALLEST_LEVEL_BELOW = 128
-GROUP_DOCUMENT = f"{VOLUME}/zarr.json"
+Triple = tuple[float, float, float]
+PYRAMID: dict[str, dict[str, Any]] = {
+    "image": {
+        "type": "mean",
+        "metadata": {"description": "mean of the real voxels of each 2x2x2 block; integers rounded half to even"},
+    },
+    "labels": {
+        "type": "nearest",
+        "metadata": {"description": "voxel 2i of the level below; labels are never averaged"},
+    },
+}
+"""How coarser levels came to be, as the multiscale says it."""
 
 
 def level_shapes(shape: Zyx) -> list[Zyx]:
@@ -44,50 +55,56 @@ def level_factors(shapes: Sequence[Zyx]) -> list[Zyx]:
     return factors
 
 
-def write_metadata(folder: DatasetFolder, spec: DatasetSpec, origin: Zyx) -> list[StoredObject]:
-    """Writes every `zarr.json`, the group's last. `origin` is the volume's first voxel in the publisher's voxels.
+def write_metadata(
+    folder: DatasetFolder, spec: Layout, origin: Zyx, corner_nm: Triple = (0.0, 0.0, 0.0)
+) -> list[StoredObject]:
+    """Writes every `zarr.json`, the group's last. `origin` is the volume's first voxel in the publisher's voxels, of
+    which the corner of (0, 0, 0) lies at `corner_nm`.
 
     Call it when every shard is in place: from here on the volume can be opened as a whole.
     """
     shapes = level_shapes(spec.shape)
-    written = [folder.write(_array_path(level), array_document(spec, shape)) for level, shape in enumerate(shapes)]
-    return [*written, folder.write(GROUP_DOCUMENT, group_document(spec, origin))]
+    written = [
+        folder.write(_array_path(folder, level), array_document(spec, shape)) for level, shape in enumerate(shapes)
+    ]
+    return [*written, folder.write(_group_path(folder), group_document(spec, origin, corner_nm))]
 
 
-def write_level_metadata(folder: DatasetFolder, spec: DatasetSpec, level: int) -> None:
+def write_level_metadata(folder: DatasetFolder, spec: Layout, level: int) -> None:
     """Makes one level readable as an array of its own while the volume is not finished. Writes nothing if it is."""
     document = array_document(spec, level_shapes(spec.shape)[level])
     try:
-        if folder.read(_array_path(level)) == document:
+        if folder.read(_array_path(folder, level)) == document:
             return
     except FileNotFoundError:
         pass
-    folder.write(_array_path(level), document)
+    folder.write(_array_path(folder, level), document)
 
 
 def remove_group_metadata(folder: DatasetFolder) -> None:
     """Hides the volume from readers; call it before anything of a finished volume is changed."""
-    folder.store.delete(folder.path(GROUP_DOCUMENT))
+    folder.store.delete(folder.path(_group_path(folder)))
 
 
-def group_document(spec: DatasetSpec, origin: Zyx) -> bytes:
+def group_document(spec: Layout, origin: Zyx, corner_nm: Triple = (0.0, 0.0, 0.0)) -> bytes:
     """OME-Zarr 0.5, section "multiscales". Equal specs and origins give equal bytes.
 
-    `translation` is the centre of the first voxel in the publisher's frame (the corner of its voxel 0 is 0), so the
-    mean of two voxels lies half a fine voxel further: `t_k = t_0 + (s_k - s_0) / 2`.
+    `translation` is the centre of the first voxel in the publisher's frame, so the mean of two voxels lies half a fine
+    voxel further: `t_k = t_0 + (s_k - s_0) / 2`. A label of a coarser level is that of one voxel, `2i`, and stays at
+    its place.
     """
-    size = spec.expected.voxel_size_nm
-    first = [(o + 0.5) * s for o, s in zip(origin, size, strict=True)]
+    size = spec.voxel_size_nm
+    first = [corner + (o + 0.5) * s for corner, o, s in zip(corner_nm, origin, size, strict=True)]
+    shift = 0.0 if spec.content == "labels" else 0.5
     datasets = []
     for level, factor in enumerate(level_factors(level_shapes(spec.shape))):
         scale = _scaled(size, factor)
-        translation = [t + (s_k - s_0) / 2 for t, s_k, s_0 in zip(first, scale, size, strict=True)]
+        translation = [t + (s_k - s_0) * shift for t, s_k, s_0 in zip(first, scale, size, strict=True)]
         transformations = [{"type": "scale", "scale": list(scale)}, {"type": "translation", "translation": translation}]
         datasets.append({"path": str(level), "coordinateTransformations": transformations})
     multiscale = {
         "name": spec.name,
-        "type": "mean",
-        "metadata": {"description": "mean of the real voxels of each 2x2x2 block; integers rounded half to even"},
+        **PYRAMID[spec.content],
         "axes": [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"],
         "datasets": datasets,
     }
@@ -95,7 +112,7 @@ def group_document(spec: DatasetSpec, origin: Zyx) -> bytes:
     return _json({"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome}})
 
 
-def array_document(spec: DatasetSpec, shape: Zyx) -> bytes:
+def array_document(spec: Layout, shape: Zyx) -> bytes:
     """Zarr v3 metadata of one level: `sharding_indexed` as `shard.py` encodes it."""
     form = ShardFormat.of(spec)
     endian = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -124,8 +141,12 @@ def array_document(spec: DatasetSpec, shape: Zyx) -> bytes:
     )
 
 
-def _array_path(level: int) -> str:
-    return f"{VOLUME}/{level}/zarr.json"
+def _group_path(folder: DatasetFolder) -> str:
+    return f"{folder.volume}/zarr.json"
+
+
+def _array_path(folder: DatasetFolder, level: int) -> str:
+    return f"{folder.volume}/{level}/zarr.json"
 
 
 def _scaled(size: VoxelSize, factor: Zyx) -> VoxelSize:

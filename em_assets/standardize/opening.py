@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from em_assets.records import VOLUME, DatasetFolder
+from em_assets.records import DatasetFolder
 from em_assets.store import ObjectStore, Store
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def open_level(folder: DatasetFolder, level: int = 0) -> zarr.Array[Any]:
     """
     import zarr
 
-    path = folder.path(f"{VOLUME}/{level}")
+    path = folder.path(f"{folder.volume}/{level}")
     local = folder.store.local_path(path)
     if local is not None:
         return zarr.open_array(str(local), mode="r")

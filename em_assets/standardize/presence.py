@@ -1,6 +1,7 @@
 """Which voxels of a volume are real, at every level, from the boxes of level 0 that the publisher does not have.
 
-A voxel of a coarser level is missing if and only if every level-0 voxel under it is.
+A voxel of a coarser level is missing if and only if every level-0 voxel under it is; of labels, if the one is that it
+was taken from.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from em_assets.datasets.spec import Content
 from em_assets.volume import Box, Zyx, zyx
 
+Edges = tuple[NDArray[np.int64], NDArray[np.int64]]
 _VALUES_AT_ONCE = 2**20
 """Bounds the memory that a mask takes beside itself: 8 MB."""
 
@@ -19,9 +22,11 @@ _VALUES_AT_ONCE = 2**20
 class Presence:
     """The missing boxes of a volume; they must not overlap."""
 
-    def __init__(self, shapes: Sequence[Zyx], factors: Sequence[Zyx], missing: Iterable[Box]) -> None:
+    def __init__(
+        self, shapes: Sequence[Zyx], factors: Sequence[Zyx], missing: Iterable[Box], content: Content = "image"
+    ) -> None:
         """`shapes` and `factors` of the levels as `ome.level_shapes` and `ome.level_factors` give them."""
-        self._shape, self._factors = shapes[0], factors
+        self._shape, self._factors, self._content = shapes[0], factors, content
         boxes = merge_boxes(missing)
         self._starts = np.array([box.start for box in boxes], np.int64).reshape(-1, 3)
         self._stops = np.array([box.stop for box in boxes], np.int64).reshape(-1, 3)
@@ -46,7 +51,7 @@ class Presence:
             return None
         starts, stops = self._starts[touching], self._stops[touching]
         edges = [self._edges(level, box, axis) for axis in range(3)]
-        z, y, x = (np.diff(edge) for edge in edges)
+        z, y, x = (stop - start for start, stop in edges)
         # counts in float64, where matrix products are fast: exact up to 2**53 voxels under one
         missing = np.zeros((len(z), len(y) * len(x)))
         boxes_at_once = max(1, _VALUES_AT_ONCE // missing.shape[1])
@@ -58,10 +63,13 @@ class Presence:
         present: NDArray[np.bool_] = missing.reshape(box.shape) < under
         return present
 
-    def _edges(self, level: int, box: Box, axis: int) -> NDArray[np.int64]:
-        """Where the level's voxels begin and end along an axis, in voxels of level 0."""
+    def _edges(self, level: int, box: Box, axis: int) -> Edges:
+        """Where the voxels of level 0 that make a voxel of this level begin and end along an axis."""
         ends = np.arange(box.start[axis], box.stop[axis] + 1, dtype=np.int64) * self._factors[level][axis]
-        return np.minimum(ends, self._shape[axis])
+        if self._content == "labels":
+            return ends[:-1], ends[:-1] + 1
+        ends = np.minimum(ends, self._shape[axis])
+        return ends[:-1], ends[1:]
 
 
 def merge_boxes(boxes: Iterable[Box]) -> list[Box]:
@@ -86,8 +94,8 @@ def _join_along(axis: int, boxes: list[Box]) -> list[Box]:
     return joined
 
 
-def _overlap(edges: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Common length of each box (rows) with each interval between edges (columns), along one axis."""
-    common = np.minimum(edges[1:], stop[:, None]) - np.maximum(edges[:-1], start[:, None])
+def _overlap(edges: Edges, start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Common length of each box (rows) with each interval (columns), along one axis."""
+    common = np.minimum(edges[1], stop[:, None]) - np.maximum(edges[0], start[:, None])
     length: NDArray[np.float64] = np.maximum(common, 0).astype(np.float64)
     return length

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from em_assets.datasets.spec import DatasetSpec
+from em_assets.datasets.spec import Layout
 from em_assets.records import DatasetFolder, PartitionRecord
 from em_assets.standardize.ome import level_factors, level_shapes
 from em_assets.standardize.presence import Presence
@@ -49,7 +49,7 @@ class _Slice:
     """(rows, columns) as a whole."""
 
 
-def preview_png(folder: DatasetFolder, spec: DatasetSpec, records: Iterable[PartitionRecord]) -> bytes:
+def preview_png(folder: DatasetFolder, spec: Layout, records: Iterable[PartitionRecord]) -> bytes:
     """A PNG under 50 KB (about 30). Equal volumes give equal bytes. Reads a few chunks of a coarse level.
 
     `records` are those of level 0, for what is missing; others are ignored. Raises Malformed if a shard is damaged.
@@ -64,14 +64,15 @@ def preview_png(folder: DatasetFolder, spec: DatasetSpec, records: Iterable[Part
     return png
 
 
-def _centre_slices(folder: DatasetFolder, spec: DatasetSpec, records: Iterable[PartitionRecord]) -> Iterator[_Slice]:
+def _centre_slices(folder: DatasetFolder, spec: Layout, records: Iterable[PartitionRecord]) -> Iterator[_Slice]:
     shapes = level_shapes(spec.shape)
     factors = level_factors(shapes)
-    presence = Presence(shapes, factors, [box for record in records if record.level == 0 for box in record.missing])
+    missing = [box for record in records if record.level == 0 for box in record.missing]
+    presence = Presence(shapes, factors, missing, spec.content)
     level = _level_to_show(shapes)
     shape = shapes[level]
     form = ShardFormat.of(spec)
-    size_nm = [n * f * s for n, f, s in zip(shape, factors[level], spec.expected.voxel_size_nm, strict=True)]
+    size_nm = [n * f * s for n, f, s in zip(shape, factors[level], spec.voxel_size_nm, strict=True)]
     for caption, across in _PLANES:
         box = _centre_plane(shape, across)
         values = read_box(folder, form, level, box).squeeze(across)
@@ -96,7 +97,7 @@ def _centre_plane(shape: Zyx, across: int) -> Box:
     return Box(start, stop)
 
 
-def _compose(slices: Sequence[_Slice], spec: DatasetSpec, side: int, greys: int) -> bytes:
+def _compose(slices: Sequence[_Slice], spec: Layout, side: int, greys: int) -> bytes:
     """The picture with slices of at most `side` pixels and so many grey values."""
     from PIL import Image, ImageDraw
 
@@ -149,15 +150,13 @@ def _palette(greys: int) -> list[int]:
     return [*(channel for colour in _COLOURS for channel in colour), *(level for level in levels for _ in range(3))]
 
 
-def _draw_legend(
-    draw: Any, spec: DatasetSpec, start: tuple[int, int], stop: tuple[int, int], nm_per_pixel: float
-) -> None:
+def _draw_legend(draw: Any, spec: Layout, start: tuple[int, int], stop: tuple[int, int], nm_per_pixel: float) -> None:
     """Shape, voxel size and a scale bar in the free corner, where there is room for them."""
-    pixels, text = _scale_bar(spec.expected.voxel_size_nm, spec.shape, nm_per_pixel)
+    pixels, text = _scale_bar(spec.voxel_size_nm, spec.shape, nm_per_pixel)
     lines = [
         " x ".join(str(n) for n in spec.shape),
         "voxels (z, y, x)",
-        " x ".join(f"{size:.4g}" for size in spec.expected.voxel_size_nm) + " nm",
+        " x ".join(f"{size:.4g}" for size in spec.voxel_size_nm) + " nm",
         "",
         text,
     ]

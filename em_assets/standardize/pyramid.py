@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from em_assets.datasets.spec import DatasetSpec
+from em_assets.datasets.spec import Content, Layout
 from em_assets.errors import Malformed, Mismatch
-from em_assets.records import VOLUME, DatasetFolder, PartitionRecord, is_intact, now, partition_key
-from em_assets.standardize.mean import mean_2x2x2
+from em_assets.records import DatasetFolder, PartitionRecord, is_intact, now, partition_key
+from em_assets.standardize.mean import every_second, mean_2x2x2
 from em_assets.standardize.ome import level_factors, level_shapes, remove_group_metadata
 from em_assets.standardize.presence import Presence
 from em_assets.standardize.region import absent_chunks, tool
@@ -35,7 +35,7 @@ _MISSING_INPUT = "missing:"
 
 def build_pyramid(
     folder: DatasetFolder,
-    spec: DatasetSpec,
+    spec: Layout,
     records: Sequence[PartitionRecord],
     *,
     workers: int,
@@ -117,13 +117,14 @@ class _Build:
     identity: str
     shapes: list[Zyx]
     presence: Presence
+    content: Content
 
     @classmethod
-    def of(cls, folder: DatasetFolder, spec: DatasetSpec, level0: Iterable[PartitionRecord]) -> _Build:
+    def of(cls, folder: DatasetFolder, spec: Layout, level0: Iterable[PartitionRecord]) -> _Build:
         shapes = level_shapes(spec.shape)
         missing = [box for record in level0 for box in record.missing]
-        presence = Presence(shapes, level_factors(shapes), missing)
-        return cls(folder, ShardFormat.of(spec), spec.identity(), shapes, presence)
+        presence = Presence(shapes, level_factors(shapes), missing, spec.content)
+        return cls(folder, ShardFormat.of(spec), spec.identity(), shapes, presence, spec.content)
 
     def indices(self, level: int) -> Iterator[Zyx]:
         return Box.from_shape(self.shapes[level]).cells(self.form.shard)
@@ -140,7 +141,7 @@ class _Build:
         return _Task(level, index, self.box(level, index), children, self.identity)
 
     def compute(self, task: _Task) -> PartitionRecord:
-        """Averages, stores and records one shard."""
+        """Averages (labels: picks), stores and records one shard."""
         started = monotonic()
         voxels = np.zeros(task.box.shape, self.form.stored_dtype)
         for child in task.children:
@@ -169,9 +170,9 @@ class _Build:
                 if present is None or present.any():
                     raise self._disowned(child, f"it has no chunk at {box}")
                 continue
-            mean = mean_2x2x2(fine, present)
+            coarse = every_second(fine) if self.content == "labels" else mean_2x2x2(fine, present)
             z, y, x = (start // 2 - corner for start, corner in zip(box.start, task.box.start, strict=True))
-            voxels[z : z + mean.shape[0], y : y + mean.shape[1], x : x + mean.shape[2]] = mean
+            voxels[z : z + coarse.shape[0], y : y + coarse.shape[1], x : x + coarse.shape[2]] = coarse
 
     def _blocks(self, child: PartitionRecord) -> Iterator[tuple[Box, NDArray[Any] | None]]:
         """The shard's voxels in blocks that begin at even indices: chunk by chunk while it is in the cache."""
@@ -212,13 +213,13 @@ def _missing_input(record: PartitionRecord) -> str:
     return hashlib.sha256("\n".join(map(str, record.missing)).encode()).hexdigest()
 
 
-def _require_whole(folder: DatasetFolder, spec: DatasetSpec, level0: dict[str, PartitionRecord]) -> None:
+def _require_whole(folder: DatasetFolder, spec: Layout, level0: dict[str, PartitionRecord]) -> None:
     identity = spec.identity()
     wanted = {partition_key(index) for index in spec.shard_indices()}
     good = {key for key, record in level0.items() if record.level == 0 and record.identity == identity}
     if good != wanted or len(level0) != len(wanted):
         raise Mismatch(
-            f"{folder.uri(VOLUME)}: level 0 has records of {len(good & wanted)} of its {len(wanted)} shards and "
+            f"{folder.uri(folder.volume)}: level 0 has records of {len(good & wanted)} of its {len(wanted)} shards and "
             f"{len(level0) - len(good & wanted)} others; materialize {folder.name} again, or remove it with "
             f"`em-assets rm {folder.name}`."
         )
@@ -232,7 +233,8 @@ def _remove_strangers(
     sizes: dict[str, int],
 ) -> None:
     """Removes objects and records that no shard of the volume explains: of an older shape, or a half-done change."""
-    metadata = {f"{VOLUME}/zarr.json", *(f"{VOLUME}/{level}/zarr.json" for level in range(len(build.shapes)))}
+    volume = folder.volume
+    metadata = {f"{volume}/zarr.json", *(f"{volume}/{level}/zarr.json" for level in range(len(build.shapes)))}
     ours = {stored.path for record in belonging for stored in record.objects} | metadata
     for path in sorted(set(sizes) - ours):
         folder.store.delete(folder.path(path))

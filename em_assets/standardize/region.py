@@ -14,7 +14,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from em_assets.datasets.spec import DatasetSpec
+from em_assets.datasets.spec import Layout
 from em_assets.errors import Mismatch
 from em_assets.formats.reader import SampledVoxel
 from em_assets.records import Comparison, DatasetFolder, PartitionRecord, VoxelStatistics, now, partition_key
@@ -31,21 +31,24 @@ _SLAB_BYTES = 2**20
 
 def write_region(
     folder: DatasetFolder,
-    spec: DatasetSpec,
+    spec: Layout,
     index: Zyx,
     voxels: NDArray[Any],
     *,
     missing: Sequence[Box] = (),
+    filled_source_chunks: int = 0,
     samples: Sequence[SampledVoxel] = (),
     source_url: str | None = None,
     source_box: Box | None = None,
     received_bytes: int = 0,
+    inputs: tuple[str, ...] = (),
     started: float | None = None,
 ) -> PartitionRecord:
     """Stores the voxels of one shard of level 0 (`spec.shard_box(index)`), verifies and records them.
 
     `missing` (parts the publisher does not have, not overlapping, where `voxels` is 0) and `samples` (what the source
     says of some voxels, decoded another way) are in voxels of the stored volume; `source_box` is in the publisher's.
+    `filled_source_chunks` says how many of the publisher's chunks count as real only because the spec has them filled.
     `started` is the `time.monotonic()` from which the record's `seconds` count (default: now).
 
     The record is written after the object. Nothing of the shard is left where the read-back object differs from a
@@ -58,7 +61,7 @@ def write_region(
     _require_sound(box, voxels, missing, samples)
     form = ShardFormat.of(spec)
     shapes = level_shapes(spec.shape)
-    presence = Presence(shapes, level_factors(shapes), missing)
+    presence = Presence(shapes, level_factors(shapes), missing, spec.content)
     key = partition_key(index)
     folder.delete_partition_record(0, key)  # of other bytes: it must never describe these
     write_level_metadata(folder, spec, 0)
@@ -71,9 +74,11 @@ def write_region(
         objects=objects,
         identity=spec.identity(),
         missing=tuple(sorted(missing)),
+        filled_source_chunks=filled_source_chunks,
         source_url=source_url,
         source_box=source_box,
         received_bytes=received_bytes,
+        inputs=inputs,
         statistics=_statistics(presence, box, voxels),
         comparison=comparison,
         written_at=now(),
@@ -110,16 +115,16 @@ def tool() -> str:
     return f"em_assets {version}, numpy {np.__version__}, imagecodecs {decoder}, zstd {library}"
 
 
-def _require_fit(folder: DatasetFolder, spec: DatasetSpec, box: Box, voxels: NDArray[Any]) -> None:
-    expected = np.dtype(spec.expected.dtype)
+def _require_fit(folder: DatasetFolder, spec: Layout, box: Box, voxels: NDArray[Any]) -> None:
+    expected = np.dtype(spec.dtype)
     if voxels.shape != box.shape:
         raise Mismatch(
-            f"{folder.name}: the voxels for {box} have shape {voxels.shape}, expected {box.shape} (z, y, x); "
+            f"{folder.title}: the voxels for {box} have shape {voxels.shape}, expected {box.shape} (z, y, x); "
             "correct what produced them."
         )
     if voxels.dtype.newbyteorder("=") != expected:
         raise Mismatch(
-            f"{folder.name}: the voxels for {box} are {voxels.dtype}, the spec expects {expected}; "
+            f"{folder.title}: the voxels for {box} are {voxels.dtype}, the spec expects {expected}; "
             "correct the spec, or what produced them."
         )
 
@@ -159,9 +164,9 @@ def _compare(
         pairs = zip(found, (sample.value for _, sample in inside), strict=True)
         different += sum(a != b and not (math.isnan(a) and math.isnan(b)) for a, b in pairs)
     if different:
-        folder.store.delete(folder.path(shard_path(0, index)))
+        folder.store.delete(folder.path(shard_path(folder, 0, index)))
         raise Mismatch(
-            f"{folder.uri(shard_path(0, index))}: {different} of {len(samples)} sampled voxels differ from the "
+            f"{folder.uri(shard_path(folder, 0, index))}: {different} of {len(samples)} sampled voxels differ from the "
             "source's after writing; the shard is not kept. Run again; if it stays so, two decoders disagree about "
             "this source."
         )

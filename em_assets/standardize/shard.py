@@ -17,7 +17,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from em_assets.datasets.spec import DatasetSpec
+from em_assets.datasets.spec import Layout
 from em_assets.errors import Malformed
 from em_assets.volume import Box, Zyx, ceil_divide, multiply
 
@@ -41,9 +41,9 @@ class ShardFormat:
     codec_level: int = 1
 
     @classmethod
-    def of(cls, spec: DatasetSpec) -> ShardFormat:
+    def of(cls, spec: Layout) -> ShardFormat:
         output = spec.output
-        return cls(output.shard, output.chunk, spec.expected.dtype, output.codec, output.codec_level)
+        return cls(output.shard, output.chunk, spec.dtype, output.codec, output.codec_level)
 
     @property
     def grid(self) -> Zyx:

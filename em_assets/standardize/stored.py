@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from em_assets.records import VOLUME, DatasetFolder, StoredObject
+from em_assets.records import DatasetFolder, StoredObject
 from em_assets.standardize.shard import ShardFormat, ShardReader, encode_shard
 from em_assets.volume import Box, Zyx, multiply, subtract
 
 
-def shard_path(level: int, index: Zyx) -> str:
+def shard_path(folder: DatasetFolder, level: int, index: Zyx) -> str:
     """Relative to the dataset's folder: `volume.ome.zarr/0/c/1/0/2`."""
     z, y, x = index
-    return f"{VOLUME}/{level}/c/{z}/{y}/{x}"
+    return f"{folder.volume}/{level}/c/{z}/{y}/{x}"
 
 
 def write_shard(
@@ -32,14 +32,14 @@ def write_shard(
     """Encodes and stores one shard, atomically. Where every chunk is `absent`, removes the object and returns ()."""
     whole = Box.from_shape((voxels.shape[0], voxels.shape[1], voxels.shape[2]))
     if all(at in absent for at in whole.cells(form.chunk)):
-        folder.store.delete(folder.path(shard_path(level, index)))
+        folder.store.delete(folder.path(shard_path(folder, level, index)))
         return ()
-    return (folder.write(shard_path(level, index), encode_shard(voxels, form, absent)),)
+    return (folder.write(shard_path(folder, level, index), encode_shard(voxels, form, absent)),)
 
 
 def open_shard(folder: DatasetFolder, form: ShardFormat, level: int, index: Zyx) -> ShardReader | None:
     """The stored shard, read by ranges; None if there is none. Raises Malformed if its index is damaged."""
-    path = folder.path(shard_path(level, index))
+    path = folder.path(shard_path(folder, level, index))
     size_bytes = folder.store.size_bytes(path)
     if size_bytes is None:
         return None
