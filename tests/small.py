@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from em_assets.datasets.spec import DatasetSpec, load_spec
+from em_assets.datasets.loading import load_spec
+from em_assets.datasets.spec import DatasetSpec
 from em_assets.pipeline import materialize_dataset
 from em_assets.progress import open_reporter
 from em_assets.sample.precomputed import Sharding, write_precomputed

@@ -1,0 +1,193 @@
+"""What is done with a dataset, from outside: plan, fetch, materialize, check again, describe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from em_assets.checks.volume import BLOCKING, CheckOutcome, StoredDataset, run_checks
+from em_assets.datasets.spec import DatasetSpec
+from em_assets.errors import Mismatch
+from em_assets.pipeline.documents import complete_documents, keep_documents
+from em_assets.pipeline.job import FetchResult, Job, writing
+from em_assets.pipeline.locking import Log, again_if_claim_was_lost, dataset_lock, wait_for_writer
+from em_assets.pipeline.plan import DatasetPlan, make_plan
+from em_assets.pipeline.recorded import local_paths
+from em_assets.pipeline.state import DatasetState
+from em_assets.progress import Reporter
+from em_assets.records import DatasetFolder, DatasetRecord, PartitionRecord, partition_index
+from em_assets.settings import Settings
+from em_assets.store import Store
+from em_assets.volume import Claim
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from em_assets.formats.reader import VolumeReader
+    from em_assets.volume import Box
+
+
+def plan_dataset(spec: DatasetSpec, settings: Settings, store: Store, *, ask_publisher: bool = False) -> DatasetPlan:
+    """What materializing would take, from the spec; with `ask_publisher` exactly (a few small requests)."""
+    state = DatasetState.read(spec, store)
+    if not ask_publisher or not state.missing:
+        return make_plan(state, settings)
+    return make_plan(state, settings, Job(spec, settings, store, _silent).partitions.ask(state.missing))
+
+
+@again_if_claim_was_lost
+def fetch_dataset_partitions(
+    spec: DatasetSpec,
+    settings: Settings,
+    store: Store,
+    keys: Sequence[str] | None,
+    *,
+    reporter: Reporter,
+    log: Log,
+) -> FetchResult:
+    """Fetches what is missing of these partitions (None: of all) and leaves the volume unfinished.
+
+    Raises PartitionsFailed if some could not be fetched (the others are kept), Mismatch if the store holds
+    something else under this name, Unavailable if the publisher cannot be reached.
+    """
+    with writing(spec, settings, store, log) as job:
+        result = job.fetch(list(keys) if keys is not None else job.state.keys, reporter)
+        job.require_no_failures(result)
+        if result.changed:
+            job.leave_unfinished()
+        return result
+
+
+@again_if_claim_was_lost
+def write_dataset_regions(
+    spec: DatasetSpec, settings: Settings, store: Store, regions: Mapping[str, NDArray[Any]], *, log: Log
+) -> list[PartitionRecord]:
+    """Writes regions that were computed here, by partition key, and leaves the volume unfinished and hidden.
+
+    Each is a (z, y, x) array of its shard's shape and the spec's dtype; raises Mismatch otherwise.
+    """
+    from em_assets.standardize.region import write_region
+
+    with writing(spec, settings, store, log) as job:
+        job.set_status("saving-data")
+        job.hide_volumes()
+        records = [write_region(job.folder, spec, partition_index(key), voxels) for key, voxels in regions.items()]
+        job.leave_unfinished()
+        return records
+
+
+@again_if_claim_was_lost
+def materialize_dataset(
+    spec: DatasetSpec, settings: Settings, store: Store, *, reporter: Reporter, log: Log, may_fetch: bool = True
+) -> tuple[DatasetRecord, FetchResult]:
+    """Makes the dataset complete: fetches what is missing, builds what depends on it, checks, commits.
+
+    A complete dataset is left as it is: nothing is read but its records. Raises as `fetch_dataset_partitions`,
+    ChecksFailed, and Mismatch if anything is missing that it may not fetch.
+    """
+    with writing(spec, settings, store, log) as job:
+        if job.state.is_complete():
+            reporter.plan(make_plan(job.state, settings).line())
+            if may_fetch:
+                complete_documents(job)
+            if job.record != job.state.record:  # the spec now describes the same bytes in other words
+                job.folder.write_record(job.record)
+            here = (job.partitions.here(key) for key in job.state.keys)
+            return job.record, FetchResult(kept=[fetched for fetched in here if fetched is not None])
+        if job.state.needs_publisher() and not may_fetch:
+            raise Mismatch(
+                f"{spec.name}: {len(job.state.missing)} of {len(job.state.keys)} partitions are not stored"
+                f"{'' if job.state.missing else ', but further volumes of it are not'}, and only a person starts a "
+                f"download; materialize {spec.name} to fetch what is missing."
+            )
+        result = job.fetch(job.state.keys, reporter)
+        job.require_no_failures(result)
+        return _finish(job, result), result
+
+
+def _finish(job: Job, result: FetchResult) -> DatasetRecord:
+    """Volumes, documents, manifest, checks, and the commit."""
+    from em_assets.pipeline.volumes import finish_volumes, remove_dropped_volumes
+    from em_assets.standardize.finish import write_manifest
+
+    job.set_status("saving-data")
+    result.changed = True
+    keep_documents(job)
+    remove_dropped_volumes(job)
+    records, documents = finish_volumes(job, lambda sub: _open_reader(job, sub))
+    if job.spec.is_by_file:
+        from em_assets.pipeline.same_volume import compare_cuts
+
+        compare_cuts(job)
+    manifest = write_manifest(job.folder, records, documents, list(job.state.originals()))
+    spec = job.spec
+    job.set_status(
+        "saving-data",
+        sha256=manifest.sha256,
+        file_size_bytes=manifest.size_bytes,
+        volume_shape=spec.shape,
+        dtype=spec.dtype,
+        voxel_size_nm=spec.voxel_size_nm,
+        local_paths=local_paths(job.folder, spec),
+    )
+    job.require_checks()
+    job.set_status("complete")
+    return job.record
+
+
+def _open_reader(job: Job, sub: str | None) -> tuple[VolumeReader, Box]:
+    from em_assets.volume import Box
+
+    if job.spec.is_by_file:
+        from em_assets.pipeline.files import open_received
+
+        return open_received(job, sub)
+    if job.spec.keeps_original:
+        from em_assets.pipeline.objects import open_kept
+
+        return open_kept(job, sub)
+    from em_assets.pipeline.chunks import ChunkPartitions
+
+    partitions = job.partitions
+    assert isinstance(partitions, ChunkPartitions)
+    if sub is None:
+        return partitions.source.reader, partitions.place()
+    reader = partitions.source.volume_reader(sub)
+    return reader, Box.from_shape(job.spec.volumes[sub].shape, at=reader.info.origin)
+
+
+def recheck_dataset(
+    spec: DatasetSpec, store: Store, names: Iterable[str], log: Log
+) -> tuple[list[CheckOutcome], DatasetRecord | None]:
+    """Runs checks on what is stored, whatever its status; a red blocking one turns the record to `error`.
+
+    Returns the outcomes and the record as it is now; no outcomes and None if nothing is stored.
+    """
+    folder = DatasetFolder(store, spec.name)
+    with dataset_lock(store, spec.name, log):
+        wait_for_writer(folder, log)
+        state = DatasetState.read(spec, store)  # refuses what is another spec's
+        record = state.record
+        if record is None or not state.stored_bytes:
+            return [], None
+        outcomes = run_checks(StoredDataset.read(spec, folder, record), names)
+        red = [outcome for outcome in outcomes if not outcome.passed and outcome.name in BLOCKING]
+        if red and record.status == "complete":
+            record = record.with_status("error", f"check {red[0].name} failed: {red[0].message}")
+            folder.write_record(record)
+        return outcomes, record
+
+
+def describe_dataset(spec: DatasetSpec, settings: Settings, store: Store) -> list[Claim]:
+    """Writes `claims.parquet`: everything the stored documents and files state, each with where it came from."""
+    from em_assets.catalog.claims import write_claims
+    from em_assets.pipeline.documents import stored_claims
+
+    folder = DatasetFolder(store, spec.name)
+    claims = stored_claims(spec, settings, store)
+    write_claims(folder, claims)
+    return claims
+
+
+def _silent(line: str) -> None:
+    """Nobody listens while a plan is made."""
