@@ -1,5 +1,6 @@
 """`up`, `down`, `status` and the environment of the sample; a small volume stands in where the drawing is not meant."""
 
+import ftplib
 import hashlib
 import http.server
 import json
@@ -7,25 +8,28 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import urllib3
 import yaml
 
-from em_assets.datasets.spec import load_spec
+from em_assets.datasets.loading import load_spec
 from em_assets.errors import Malformed, Mismatch, Unsupported
 from em_assets.sample import hemibrain, origin
 from em_assets.sample.origin import Request, down, env_exports, status, up
 from em_assets.sample.texture import draw
 
 ROOT = Path(__file__).parents[1]
+ALL_PUBLISHERS = dict(origin.PUBLISHERS)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,12 @@ def folder(tmp_path):
     place = tmp_path / "with a blank" / ".sample"
     yield place
     down(place)
+
+
+@pytest.fixture(autouse=True)
+def only_the_hemibrain(monkeypatch):
+    """What is said here of one publisher holds for all, and a second is written in no time."""
+    monkeypatch.setattr(origin, "PUBLISHERS", {hemibrain.DATASET: hemibrain})
 
 
 def spec_of(folder):
@@ -178,9 +188,11 @@ def test_down_stops_the_server_and_up_takes_the_same_port(folder, volume):
     assert (stopped.running, stopped.pid, stopped.datasets) == (False, None, ("hemibrain_crop",))
     with pytest.raises(urllib3.exceptions.HTTPError):
         served_info(folder)
+    assert not answers_ftp(first.ftp_url)
     assert not down(folder).running
     again = up(folder, volume=volume)
-    assert (again.started, again.wrote, again.url) == (True, False, first.url)
+    assert (again.started, again.wrote, again.url, again.ftp_url) == (True, False, first.url, first.ftp_url)
+    assert answers_ftp(again.ftp_url)
     assert (folder / "datasets" / "hemibrain_crop.yaml").read_bytes() == spec
 
 
@@ -228,6 +240,25 @@ class Stranger(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         """Silent."""
+
+
+def test_a_taken_ftp_port_moves_ftp_alone(folder, volume):
+    """HTTP keeps its address; FTP is served elsewhere."""
+    first = up(folder, volume=volume)
+    down(folder)
+    with socket.create_server(("127.0.0.1", urlsplit(first.ftp_url).port)):
+        moved = up(folder, volume=volume)
+    assert moved.url == first.url
+    assert moved.ftp_url != first.ftp_url
+    assert answers_ftp(moved.ftp_url)
+
+
+def test_without_the_ftp_library_up_says_what_to_install(folder, monkeypatch):
+    """One sentence before anything is written."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Unsupported, match=r"pip install 'em_assets\[sample\]'"):
+        up(folder)
+    assert not folder.exists()
 
 
 def test_no_other_process_is_ever_taken_for_the_server(folder, volume):
@@ -456,6 +487,16 @@ def answers(url):
     return True
 
 
+def answers_ftp(url):
+    parts = urlsplit(url)
+    try:
+        with ftplib.FTP(timeout=5) as ftp:
+            ftp.connect(parts.hostname, parts.port)
+            return ftp.login().startswith("230")
+    except OSError:
+        return False
+
+
 def test_the_sample_needs_no_numpy_to_be_switched():
     """`status`, `down` and `env` answer at once: no array library is loaded for them."""
     code = "import sys, em_assets.sample.origin; print(sorted({'numpy', 'zarr', 'tifffile', 'PIL'} & set(sys.modules)))"
@@ -466,4 +507,4 @@ def test_the_sample_needs_no_numpy_to_be_switched():
 def test_every_publisher_has_a_packaged_spec():
     """A sample of a dataset that the package does not have would be of no use."""
     packaged = {file.stem for file in (ROOT / "em_assets" / "datasets").glob("*.yaml")}
-    assert set(origin.PUBLISHERS) <= packaged
+    assert set(ALL_PUBLISHERS) <= packaged

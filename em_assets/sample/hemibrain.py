@@ -6,9 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from em_assets.settings import PACKAGED_DATASETS
+from em_assets.sample.publishing import (
+    SAMPLE_DOI,
+    SAMPLE_NOTES,
+    Addresses,
+    Facts,
+    drawn_words,
+    sample_spec,
+)
 from em_assets.volume import Zyx
 
 if TYPE_CHECKING:
@@ -24,9 +29,6 @@ CROP_EDGE = 300
 SHARD_EDGE = 128
 """Of the output: a crop of 300 has 27 partitions."""
 REDRAW_LEVEL = 3
-SAMPLE_DOI = "10.5072/em-assets-sample"
-
-Facts = dict[str, Any]
 
 
 def write(origin: Path, request: Request) -> Facts:
@@ -43,13 +45,10 @@ def write(origin: Path, request: Request) -> Facts:
     return {"path": path, "shape": list(voxels.shape), "seed": request.seed, "cut_from": cut_from}
 
 
-def spec(facts: Facts, base_url: str) -> dict[str, Any]:
+def spec(facts: Facts, addresses: Addresses) -> dict[str, Any]:
     """The packaged spec with everything changed that would pass the sample off as the real thing."""
-    document: dict[str, Any] = yaml.safe_load((PACKAGED_DATASETS / f"{DATASET}.yaml").read_text(encoding="utf-8"))
-    for key in ("organism", "sample", "instrument", "modality"):
-        document.pop(key, None)
-    url = f"{base_url}/{facts['path']}"
-    document |= _words(facts) | {"publisher": "sample", "source_id": facts["path"], "page_url": f"{url}/info"}
+    url = f"{addresses.http}/{facts['path']}"
+    document = sample_spec(DATASET, _words(facts), f"{url}/info") | {"source_id": facts["path"]}
     document["source"] = {"kind": "precomputed", "url": url, "level": 0}
     crop = [min(CROP_EDGE, size * 7 // 10) for size in facts["shape"]]
     redraw = {"level": REDRAW_LEVEL, "min_filled_fraction": 0.9}
@@ -72,23 +71,14 @@ def _voxels(request: Request) -> Voxels:
 def _words(facts: Facts) -> dict[str, Any]:
     """Title, description and rights: of a drawing, or of a file that somebody gave."""
     served = "served on this machine in the hemibrain's format; the 8 nm are nominal."
-    notes = {"doi": "10.5072 is the prefix for tests; no such DOI is registered"}
-    if facts["cut_from"] is None:
-        return {
-            "title": f"SAMPLE: drawn neuropil (seed {facts['seed']}), not the hemibrain",
-            "description": f"Not measured: a texture that em_assets drew, seed {facts['seed']}, {served}",
-            "license": "CC0-1.0",
-            "citation": "None: nobody measured it.",
-            "doi": SAMPLE_DOI,
-            "modality": "none (drawn)",
-            "notes": notes,
-        }
     name = facts["cut_from"]
+    if name is None:
+        return drawn_words(facts["seed"], instead_of="the hemibrain", served=served)
     return {
         "title": f"SAMPLE: cut from {name}, not the hemibrain",
         "description": f"The middle of {name}, {served}",
         "license": f"that of {name}, unknown here",
         "citation": f"None known: whoever made {name}.",
         "doi": SAMPLE_DOI,
-        "notes": notes | {"expected.voxel_size_nm": f"nominal: the voxel size of {name} was not looked at"},
+        "notes": SAMPLE_NOTES | {"expected.voxel_size_nm": f"nominal: the voxel size of {name} was not looked at"},
     }

@@ -28,7 +28,9 @@ from typing import Any, Protocol
 import yaml
 
 from em_assets.errors import Mismatch, Unavailable
-from em_assets.sample import hemibrain
+from em_assets.sample import empiar, epfl, hemibrain, idr, openorganelle
+from em_assets.sample.ftp import require_ftp_server
+from em_assets.sample.publishing import Addresses
 from em_assets.sample.server import IDENTITY_PATH, PORT_TAKEN
 
 RECORD = "server.json"
@@ -41,6 +43,8 @@ START_SECONDS = 30.0
 STOP_SECONDS = 5.0
 LOCK_SECONDS = 300.0
 MAX_PORT = 1 << 16
+SERVING = frozenset({"origin", "server", "ftp", "buckets"})
+"""Modules that decide nothing of what is written."""
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []
 """Servers this process started: held so that they can be waited for, and go on when it ends."""
@@ -52,12 +56,13 @@ class Request:
 
     seed: int
     volume: Path | None
+    """The hemibrain's, instead of a drawn one."""
 
     def digest(self) -> str:
         """Changes with the request, with a file of the volume and with the code that draws and writes."""
         from em_assets.sample.volumes import fingerprint
 
-        modules = (file for file in sorted(Path(__file__).parent.glob("*.py")) if file.stem not in {"origin", "server"})
+        modules = (file for file in sorted(Path(__file__).parent.glob("*.py")) if file.stem not in SERVING)
         code = [file.read_bytes() for file in modules]
         volume = self.volume and fingerprint(self.volume)
         return hashlib.sha256(repr((self.seed, volume, code)).encode()).hexdigest()
@@ -69,11 +74,17 @@ class Publisher(Protocol):
     def write(self, origin: Path, request: Request) -> dict[str, Any]:
         """Writes its files below `origin`; returns JSON facts for `spec`."""
 
-    def spec(self, facts: dict[str, Any], base_url: str) -> dict[str, Any]:
+    def spec(self, facts: dict[str, Any], addresses: Addresses) -> dict[str, Any]:
         """The dataset's spec, pointing at the server."""
 
 
-PUBLISHERS: dict[str, Publisher] = {hemibrain.DATASET: hemibrain}
+PUBLISHERS: dict[str, Publisher] = {
+    hemibrain.DATASET: hemibrain,
+    idr.DATASET: idr,
+    empiar.DATASET: empiar,
+    epfl.DATASET: epfl,
+    openorganelle.DATASET: openorganelle,
+}
 """By dataset name."""
 
 
@@ -87,6 +98,8 @@ class SampleState:
     url: str | None = None
     pid: int | None = None
     """Both None when no server of this folder answers."""
+    ftp_url: str | None = None
+    """The same files over FTP."""
     requests: int = 0
     bytes_sent: int = 0
     """What the running server has answered since it started: a run that fetches nothing leaves both as they are."""
@@ -103,10 +116,11 @@ class SampleState:
 def up(folder: Path = Path(".sample"), *, volume: Path | None = None, seed: int = 1) -> SampleState:
     """Writes and serves the sample; a second call finds both and does nothing.
 
-    `volume` is published instead of the drawn one. What was there before stays until the new is whole. Raises Mismatch
-    for a folder that is not ours, Malformed or Unsupported for a volume that cannot be used, Unavailable if the server
-    does not start.
+    `volume` is published instead of the drawn hemibrain. What was there before stays until the new is whole. Raises
+    Mismatch for a folder that is not ours, Malformed or Unsupported for a volume that cannot be used, Unsupported
+    without the FTP server's library, Unavailable if the server does not start.
     """
+    require_ftp_server()
     folder = folder.absolute()
     _claim(folder)
     with _locked(folder):
@@ -116,7 +130,7 @@ def up(folder: Path = Path(".sample"), *, volume: Path | None = None, seed: int 
         started = server is None
         if server is None:
             server = _start(folder)
-        _write_specs(folder, facts, server.url)
+        _write_specs(folder, facts, server.addresses)
         _write_dagster_home(folder / "dagster")
     return replace(status(folder), wrote=wrote, started=started)
 
@@ -129,7 +143,7 @@ def down(folder: Path = Path(".sample")) -> SampleState:
     with _locked(folder):
         if (server := _answering(folder)) is not None:
             _stop(folder, server)
-            _write_json(folder / RECORD, {"port": server.port})
+            _write_json(folder / RECORD, {"port": server.port, "ftp_port": server.ftp_port})
     return status(folder)
 
 
@@ -140,7 +154,8 @@ def status(folder: Path = Path(".sample")) -> SampleState:
     server = _answering(folder)
     if server is None:
         return SampleState(folder, names)
-    return SampleState(folder, names, server.url, server.pid, server.requests, server.bytes_sent)
+    where = server.addresses
+    return SampleState(folder, names, where.http, server.pid, where.ftp, server.requests, server.bytes_sent)
 
 
 def env_exports(folder: Path = Path(".sample")) -> str:
@@ -236,13 +251,13 @@ def _stats(origin: Path) -> dict[str, list[int]]:
     return {file.relative_to(origin).as_posix(): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
-def _write_specs(folder: Path, facts: dict[str, dict[str, Any]], base_url: str) -> None:
-    from em_assets.datasets.spec import load_spec
+def _write_specs(folder: Path, facts: dict[str, dict[str, Any]], addresses: Addresses) -> None:
+    from em_assets.datasets.loading import load_spec
 
     (folder / "datasets").mkdir(exist_ok=True)
     for name, publisher in PUBLISHERS.items():
         file = folder / "datasets" / f"{name}.yaml"
-        document = publisher.spec(facts[name], base_url)
+        document = publisher.spec(facts[name], addresses)
         _write_yaml(file, "Written by `em-assets sample up`, which overwrites it.", document)
         load_spec(file)
 
@@ -259,13 +274,14 @@ def _write_dagster_home(home: Path) -> None:
 @dataclass(frozen=True, slots=True)
 class _Server:
     port: int
+    ftp_port: int
     pid: int
     requests: int
     bytes_sent: int
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def addresses(self) -> Addresses:
+        return Addresses(http=f"http://127.0.0.1:{self.port}", ftp=f"ftp://127.0.0.1:{self.ftp_port}")
 
 
 def _answering(folder: Path) -> _Server | None:
@@ -283,7 +299,7 @@ def _answering(folder: Path) -> _Server | None:
         answer = json.loads(connection.getresponse().read(4096))
         ours = isinstance(answer, dict) and answer["token"] == token
         counts = int(answer["requests"]), int(answer["bytes_sent"])
-        return _Server(port, int(answer["pid"]), *counts) if ours else None
+        return _Server(port, int(answer["ftp_port"]), int(answer["pid"]), *counts) if ours else None
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return None  # nobody there, or a program that speaks otherwise
     finally:
@@ -291,20 +307,24 @@ def _answering(folder: Path) -> _Server | None:
 
 
 def _start(folder: Path) -> _Server:
-    """Starts a server that outlives this process, on the port it had before if that is free."""
-    port: Any = _read_json(folder / RECORD).get("port")
-    known = isinstance(port, int) and 0 < port < MAX_PORT
-    server = _launch(folder, port if known else 0) or _launch(folder, 0)
+    """Starts a server that outlives this process, on the ports it had before if they are free."""
+    record = _read_json(folder / RECORD)
+    port, ftp_port = (_port_or_any(record.get(key)) for key in ("port", "ftp_port"))
+    server = _launch(folder, port, ftp_port) or _launch(folder, 0, ftp_port)
     if server is None:
         raise Unavailable(f"the sample's server found no free port on 127.0.0.1; see {folder / LOG}.")
     return server
 
 
-def _launch(folder: Path, port: int) -> _Server | None:
-    """None if the port is taken."""
+def _port_or_any(port: Any) -> int:
+    return port if isinstance(port, int) and 0 < port < MAX_PORT else 0
+
+
+def _launch(folder: Path, port: int, ftp_port: int) -> _Server | None:
+    """None if the port is taken; if only FTP's is, that moves."""
     token = secrets.token_hex(16)
     command = [sys.executable, "-P", "-m", "em_assets.sample.server", str(folder / "origin"), "--port", str(port)]
-    command += ["--record", str(folder / RECORD), "--token", token]
+    command += ["--ftp-port", str(ftp_port), "--record", str(folder / RECORD), "--token", token]
     search_path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(

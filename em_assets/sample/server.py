@@ -1,7 +1,8 @@
-"""A file server that behaves like the publishers' object stores: HTTP/1.1, Range, ETag, CORS, gzip-encoded `info`.
+"""A file server that behaves like the publishers' servers: HTTP/1.1, Range, ETag, CORS, gzip-encoded `info`.
 
-Standard library only. In a test: `with OriginServer(folder) as server: server.url`. In the background:
-`python -m em_assets.sample.server FOLDER --record FILE` (`origin.py` starts it so).
+Dot files in a folder give it a page of its own or make it an S3 bucket (`pages.py`, `buckets.py`). In a test:
+`with OriginServer(folder) as server: server.url`. In the background, with FTP beside it (`ftp.py`):
+`python -m em_assets.sample.server FOLDER --record FILE --ftp-port 0` (`origin.py` starts it so).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -26,6 +28,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 from urllib.parse import unquote, urlsplit
+
+from em_assets.sample import buckets, pages
 
 IDENTITY_PATH = "/.well-known/em-assets-sample"
 """Answers who is listening, so that nobody takes another program on the same port for this one; not counted."""
@@ -80,6 +84,8 @@ class OriginServer:
         self.requests = 0
         self.bytes_sent = 0
         """Bytes of bodies, as far as they were really sent."""
+        self.ftp_port: int | None = None
+        """Of the FTP server that runs beside this one, if one does; its requests and bytes are counted here."""
         self.log: deque[tuple[str, str, str | None]] = deque(maxlen=LOG_ENTRIES)
         """(method, path, Range header) of each request, in order of arrival."""
         self.lock = threading.Lock()
@@ -113,14 +119,37 @@ class OriginServer:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def find(self, path: str) -> Path | None:
-        """The file a URL path names, None if there is none below the folder (folders are not listed)."""
+    def find(self, path: str, query: str = "") -> Path | None:
+        """The file a URL names, None if there is none below the folder. A folder (it ends in `/`) may have a page."""
         parts = unquote(path).removeprefix("/").split("/")
-        if any(part in {"", ".", ".."} or "\0" in part or "\\" in part for part in parts):
+        is_folder = parts[-1] == "" and len(parts) > 1
+        if any(_is_odd(part) for part in (parts[:-1] if is_folder else parts)):
             return None
-        file = self.folder.joinpath(*parts)
-        inside = os.path.isfile(file) and file.resolve().is_relative_to(self.folder)  # noqa: PTH113  # never raises
+        place = self.folder.joinpath(*parts)
+        file = pages.page_of(place, query) if is_folder else place
+        inside = file and os.path.isfile(file) and file.resolve().is_relative_to(self.folder)  # noqa: PTH113  # never raises
         return file if inside else None
+
+    def bucket(self, path: str) -> tuple[Path | None, str]:
+        """(folder, key) of the S3 bucket a URL path lies in; (None, "") outside of buckets."""
+        name, _, key = unquote(path).removeprefix("/").partition("/")
+        if _is_odd(name) or not os.path.isfile(self.folder / name / pages.BUCKET):  # noqa: PTH113  # never raises
+            return None, ""
+        return self.folder / name, key
+
+    def count_request(self, method: str, path: str, range_header: str | None) -> None:
+        with self.lock:
+            self.requests += 1
+            self.log.append((method, path, range_header))
+
+    def count_sent(self, size_bytes: int) -> None:
+        with self.lock:
+            self.bytes_sent += size_bytes
+
+
+def _is_odd(part: str) -> bool:
+    """Whether a part of a path leads elsewhere or to what is not served."""
+    return part in {"", ".", ".."} or "\0" in part or "\\" in part or pages.is_hidden(part)
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -172,9 +201,7 @@ class OriginHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         if path != IDENTITY_PATH:
-            with self.origin.lock:
-                self.origin.requests += 1
-                self.origin.log.append((self.command, path, self.headers.get("Range")))
+            self.origin.count_request(self.command, path, self.headers.get("Range"))
         self.drop_request_body()
         self.send(self.reply_to(path))
 
@@ -190,15 +217,23 @@ class OriginHandler(BaseHTTPRequestHandler):
             return Reply(HTTPStatus.NO_CONTENT, {**CORS, **PREFLIGHT, "Allow": "GET, HEAD, OPTIONS"})
         if path == IDENTITY_PATH and self.origin.token:
             return self.identity()
-        file = self.origin.find(path)
-        if file is None:
-            return Reply.text(HTTPStatus.NOT_FOUND, f"there is no file {path}", **CORS)
-        return self.reply_with(file)
+        query = urlsplit(self.path).query
+        bucket, key = self.origin.bucket(path)
+        if bucket is not None and not key and buckets.is_listing(query):
+            return _xml(*buckets.listing(bucket, query, etag_of))
+        file = self.origin.find(path, query)
+        if file is not None:
+            return self.reply_with(file)
+        if bucket is not None:
+            text = buckets.error("NoSuchKey", "The specified key does not exist.", key)
+            return _xml(HTTPStatus.NOT_FOUND, text)
+        return Reply.text(HTTPStatus.NOT_FOUND, f"there is no file {path}", **CORS)
 
     def identity(self) -> Reply:
         origin = self.origin
         counts = {"requests": origin.requests, "bytes_sent": origin.bytes_sent}
-        body = json.dumps({"token": origin.token, "pid": os.getpid(), **counts}).encode()
+        who = {"token": origin.token, "pid": os.getpid(), "ftp_port": origin.ftp_port}
+        body = json.dumps(who | counts).encode()
         return Reply(HTTPStatus.OK, {"Content-Type": "application/json"}, body, length=len(body))
 
     def reply_with(self, file: Path) -> Reply:
@@ -208,7 +243,7 @@ class OriginHandler(BaseHTTPRequestHandler):
         except OSError:  # replaced since it was found
             return Reply.text(HTTPStatus.NOT_FOUND, "this file has just gone", **CORS)
         size = stat.st_size if gzipped is None else len(gzipped)
-        etag = f'"{stat.st_mtime_ns:x}-{stat.st_ino:x}-{size:x}"'
+        etag = etag_of(stat, size)
         modified = email.utils.formatdate(stat.st_mtime, usegmt=True)
         headers = {**CORS, **_content_headers(file), "ETag": etag, "Last-Modified": modified, "Accept-Ranges": "bytes"}
         if self.is_unchanged(etag, stat.st_mtime):
@@ -295,8 +330,7 @@ class OriginHandler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def count(self, size: int) -> None:
-        with self.origin.lock:
-            self.origin.bytes_sent += size
+        self.origin.count_sent(size)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class names it so
         """Silent: `origin.log` has the requests, and a terminal belongs to the program under test."""
@@ -305,7 +339,19 @@ class OriginHandler(BaseHTTPRequestHandler):
 def _content_headers(file: Path) -> Headers:
     if file.name in GZIPPED_NAMES:
         return {"Content-Type": "application/json", "Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-    return {"Content-Type": "application/octet-stream"}
+    if pages.is_hidden(file.name):
+        return {"Content-Type": pages.CONTENT_TYPES[file.suffix], **pages.headers_of(file)}
+    return {"Content-Type": pages.CONTENT_TYPES.get(file.suffix, "application/octet-stream")}
+
+
+def etag_of(stat: os.stat_result, size_bytes: int | None = None) -> str:
+    """Changes with the file; `size_bytes` is of what is sent, where that is not the file as it is."""
+    return f'"{stat.st_mtime_ns:x}-{stat.st_ino:x}-{stat.st_size if size_bytes is None else size_bytes:x}"'
+
+
+def _xml(status: HTTPStatus, text: str) -> Reply:
+    body = text.encode()
+    return Reply(status, {**CORS, "Content-Type": buckets.CONTENT_TYPE}, body, length=len(body))
 
 
 def _matches(tags: str, etag: str) -> bool:
@@ -324,8 +370,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m em_assets.sample.server", description=main.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    parser.add_argument("--ftp-port", type=int, help="serve FTP, too, on this port or a free one; default: no FTP")
     parser.add_argument(
-        "--record", type=Path, help="JSON file to write once it listens: pid, port, url, token, started"
+        "--record", type=Path, help="JSON file to write once it listens: pid, ports, url, token, started"
     )
     parser.add_argument("--token", default="", help=f"what {IDENTITY_PATH} answers")
     options = parser.parse_args(arguments)
@@ -338,7 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, _leave)
     # Threads inherit the mask: a signal that reached one of them would not wake the main thread from its sleep.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    with server:
+    with server, _ftp_beside(server, options.ftp_port):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if options.record is not None:
             _write_record(options.record, server)
@@ -347,6 +394,26 @@ def main(arguments: list[str] | None = None) -> int:
             time.sleep(RECORD_SECONDS)
         print(f"{options.record} is gone or another server's: nobody would ever stop this one", flush=True)
     return 0
+
+
+def _ftp_beside(server: OriginServer, port: int | None) -> AbstractContextManager[object]:
+    """An FTP server of the same files whose requests and bytes the HTTP server counts; nothing if no port is given."""
+    if port is None:
+        return nullcontext()
+    from em_assets.sample.ftp import FtpServer
+
+    def listen(on: int) -> FtpServer:
+        return FtpServer(server.folder, port=on, on_request=on_request, on_sent=server.count_sent)
+
+    def on_request(path: str) -> None:
+        server.count_request("RETR", path, None)
+
+    try:
+        ftp = listen(port)
+    except OSError:  # taken meanwhile
+        ftp = listen(0)
+    server.ftp_port = ftp.port
+    return ftp
 
 
 def _leave(*_: object) -> None:
@@ -363,7 +430,8 @@ def _record_is_mine(file: Path, server: OriginServer) -> bool:
 
 def _write_record(file: Path, server: OriginServer) -> None:
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = {"pid": os.getpid(), "port": server.port, "url": server.url, "token": server.token, "started": started}
+    ports = {"port": server.port, "ftp_port": server.ftp_port}
+    record = {"pid": os.getpid(), **ports, "url": server.url, "token": server.token, "started": started}
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     temporary.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(temporary, file)

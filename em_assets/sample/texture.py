@@ -53,6 +53,15 @@ def draw(shape: Zyx, seed: int = 1, *, fill: float = 1.0) -> Voxels:
     return volume
 
 
+def draw_mitochondria(shape: Zyx, seed: int = 1, *, slices: int) -> Voxels:
+    """Where the first slices of `draw` with the same shape and seed show a mitochondrion: 1, else 0."""
+    scene = _Scene.lay_out(shape, seed)
+    inside = np.zeros((slices, *shape[1:]), np.uint8)
+    for z, distance, owner in scene.territories(0, slices):
+        inside[z] = scene.mitochondria_depth(z, distance, owner) > 0
+    return inside
+
+
 @dataclass(frozen=True)
 class _Field:
     """A smooth random function: a cubic B-spline over a coarse lattice, spread out in y and x already."""
@@ -113,11 +122,16 @@ class _Scene:
 
     def slices(self, start: int, stop: int) -> Iterator[tuple[int, Floats]]:
         """(z, grey values) of each slice, in order."""
+        for z, distance, owner in self.territories(start, stop):
+            yield z, self._grey(z, distance, owner)
+
+    def territories(self, start: int, stop: int) -> Iterator[tuple[int, Floats, npt.NDArray[np.uint8]]]:
+        """(z, how far the nearest cell membrane is, in voxels, which kind of cell it is) of each slice, in order."""
         window = [self._territory(max(start - 1, 0)), self._territory(start)]
         for z in range(start, stop):
             window.append(self._territory(min(z + 1, self.shape[0] - 1)))
             (below, _), (gap, owner), (above, _) = window
-            yield z, self._grey(z, gap / _slope(below, gap, above), owner)
+            yield z, gap / _slope(below, gap, above), owner
             del window[0]
 
     def _territory(self, z: int) -> tuple[Floats, npt.NDArray[np.uint8]]:
@@ -134,7 +148,7 @@ class _Scene:
         return best, owner
 
     def _grey(self, z: int, distance: Floats, owner: npt.NDArray[np.uint8]) -> Floats:
-        """One slice. `distance` is how far the nearest cell membrane is, in voxels."""
+        """One slice."""
         slow = self.slow.at(z)
         grey = np.array(CYTOPLASM, np.float32)[owner]
         grey += 6 * slow
@@ -145,15 +159,20 @@ class _Scene:
         tubule = np.abs(self.reticulum.at(z)) * 14
         grey -= _ramp(2.2 - tubule) * 34 * (inside & (slow > 0.3))
 
-        body = np.minimum((self.mitochondria.at(z) - 0.65) * 18, distance - 3)
-        y, x = np.nonzero((body > 0) & np.array(HAS_MITOCHONDRIA)[owner])
-        grey[y, x] = self._mitochondrion(z, y, x, body[y, x])
+        depth = self.mitochondria_depth(z, distance, owner)
+        y, x = np.nonzero(depth > 0)
+        grey[y, x] = self._mitochondrion(z, y, x, depth[y, x])
 
         width = 1.5 + np.clip(self.cristae.at(z) * slow - 0.4, 0, 1) * 2.5
         membrane = _ramp((width - distance) * 0.7 + 0.5)
         grey += membrane * (68 - grey)
         grey += self._noise(z)
         return np.clip(grey, 1, 255)
+
+    def mitochondria_depth(self, z: int, distance: Floats, owner: npt.NDArray[np.uint8]) -> Floats:
+        """How deep inside a mitochondrion each voxel of a slice lies; 0 or less outside."""
+        depth = np.minimum((self.mitochondria.at(z) - 0.65) * 18, distance - 3)
+        return np.where(np.array(HAS_MITOCHONDRIA)[owner], depth, np.float32(0))
 
     def _mitochondrion(self, z: int, y: Indices, x: Indices, depth: Floats) -> Floats:
         """Grey values at some voxels of a slice, `depth` voxels below the organelle's surface: two membranes, folds."""
