@@ -1,6 +1,6 @@
-"""Looking at a stored volume: Neuroglancer's states and links, and a small server of its client and the voxels.
+"""Looking at stored volumes: Neuroglancer's states and links, and a small server of its client and the voxels.
 
-`em-assets view` serves both on one loopback origin, from a folder or from S3; nothing but the dataset's own volume
+`em-assets view` serves both on one loopback origin, from a folder or from S3; nothing but the dataset's own volumes
 can be read, and nothing leaves the machine. `hosted_url` needs no server: it opens the publisher's own volume.
 """
 
@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from em_assets.datasets.fields import NAME_PATTERN
+from em_assets.datasets.source import FilesSource, PrecomputedSource
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import EmAssetsError, Malformed, Unavailable, Unsupported
-from em_assets.records import VOLUME, DatasetFolder, DatasetRecord, PartitionRecord, VoxelStatistics
-from em_assets.volume import Box, VoxelSize, zyx
+from em_assets.records import DatasetFolder, DatasetRecord, PartitionRecord, VoxelStatistics
+from em_assets.volume import Box, VoxelSize, Zyx, zyx
 
 if TYPE_CHECKING:
     from socket import socket
@@ -36,6 +39,8 @@ LOOPBACK = "127.0.0.1"
 LOCAL = (LOOPBACK, "localhost")
 VIEW_EXTRA = ("neuroglancer", "starlette", "uvicorn")
 NANOMETRES = {"nanometer": 1.0, "micrometer": 1e3, "angstrom": 0.1}
+LABEL_PYRAMID = "nearest"
+"""The multiscale's `type` of volumes whose coarser levels are voxels of the finer ones: labels."""
 SAMPLED_RECORDS = 64
 """Shards whose statistics decide the contrast: enough of them, and few requests to S3."""
 SPREAD = 3.0
@@ -58,7 +63,7 @@ CONTENT_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image as a Neuroglancer state shows it."""
+    """A volume as a Neuroglancer state shows it."""
 
     name: str
     source: str
@@ -70,30 +75,42 @@ class Picture:
     """Shown from black to white; None: the whole range of the dtype."""
     outlined: bool = False
     """Draw the box: it is a part of something larger."""
+    is_labels: bool = False
+    """Each value in a colour of its own, 0 clear."""
+    corner_nm: VoxelSize = (0.0, 0.0, 0.0)
+    """(z, y, x) place of the corner of voxel (0, 0, 0) in the frame of the source."""
 
 
-def neuroglancer_state(picture: Picture) -> dict[str, Any]:
+def neuroglancer_state(picture: Picture, further: Sequence[Picture] = ()) -> dict[str, Any]:
     """The state that shows a picture in four panels, as a whole and centred, at its right scale.
 
+    The `further` ones lie where their sources say, labels over the picture, images hidden until they are asked for.
     Axes are listed x, y, z: Neuroglancer draws the first to the right and the second down.
     """
     dimensions = {axis: [size * 1e-9, "m"] for axis, size in zip("xyz", reversed(picture.voxel_size_nm), strict=True)}
-    state: dict[str, Any] = {"dimensions": dimensions, "layers": [_image_layer(picture)], "layout": "4panel"}
+    hidden = [_layer(other) | ({} if other.is_labels else {"visible": False}) for other in further]
+    state: dict[str, Any] = {"dimensions": dimensions, "layers": [_layer(picture), *hidden], "layout": "4panel"}
     state["selectedLayer"] = {"layer": picture.name, "visible": False}
     if picture.box is None:
         return state
     lengths = zip(picture.box.shape, picture.voxel_size_nm, strict=True)
     longest = max(length * size for length, size in lengths) / min(picture.voxel_size_nm)
-    middle = [(a + b) / 2 for a, b in zip(picture.box.start, picture.box.stop, strict=True)]
+    start, stop = _in_frame(picture, picture.box.start), _in_frame(picture, picture.box.stop)
     state |= {
-        "position": middle[::-1],
+        "position": [(a + b) / 2 for a, b in zip(start, stop, strict=True)],
         # both count voxels (of the smallest side): per pixel, and per height of the panel
         "crossSectionScale": max(longest / PANEL_PIXELS, 0.05),
         "projectionScale": longest * 1.5,
     }
     if picture.outlined:
-        state["layers"].append(_outline_layer(picture.box, dimensions))
+        state["layers"].append(_outline_layer(start, stop, dimensions))
     return state
+
+
+def _in_frame(picture: Picture, place: Zyx) -> list[float]:
+    """A corner of a voxel as Neuroglancer counts: x, y, z, in voxels from the origin of the source's frame."""
+    shifts = zip(place, picture.corner_nm, picture.voxel_size_nm, strict=True)
+    return [n + corner / size for n, corner, size in shifts][::-1]
 
 
 def neuroglancer_url(client_url: str, state: dict[str, Any]) -> str:
@@ -102,61 +119,123 @@ def neuroglancer_url(client_url: str, state: dict[str, Any]) -> str:
     return f"{client_url}#!{quote(text, safe=FRAGMENT_SAFE)}"
 
 
-def hosted_url(spec: DatasetSpec, record: DatasetRecord | None) -> str:
-    """A link to the publisher's own volume at the place of the crop, in the public Neuroglancer. No server needed."""
-    box = record.source_box if record is not None else None
+def hosted_url(spec: DatasetSpec, record: DatasetRecord | None) -> str | None:
+    """A link to the publisher's own volume at the place of the crop, in the public Neuroglancer. No server needed.
+
+    None where files are published: Neuroglancer reads none of them.
+    """
+    main = _published(spec, None)
+    if main is None:
+        return None
+    # Neuroglancer counts an N5 volume from its own corner, whatever its attributes translate
+    corner_nm = record.corner_nm if record is not None and spec.source.kind != "n5" else None
     picture = Picture(
         name=spec.publisher,
-        source=f"precomputed://{spec.source.url}",
-        voxel_size_nm=spec.expected.voxel_size_nm,
-        box=box,
-        outlined=True,
+        source=main,
+        voxel_size_nm=spec.voxel_size_nm,
+        box=record.source_box if record is not None else None,
+        outlined=spec.crop is not None,
+        is_labels=spec.content == "labels",
+        corner_nm=corner_nm or (0.0, 0.0, 0.0),
     )
-    return neuroglancer_url(f"{HOSTED_CLIENT}/", neuroglancer_state(picture))
+    others = [
+        Picture(f"{spec.name}/{name}", source, volume.voxel_size_nm, None, is_labels=volume.content == "labels")
+        for name, volume in spec.volumes.items()
+        if (source := _published(spec, name)) is not None
+    ]
+    return neuroglancer_url(f"{HOSTED_CLIENT}/", neuroglancer_state(picture, others))
 
 
-def _image_layer(picture: Picture) -> dict[str, Any]:
-    limits = "" if picture.value_range is None else "(range=[{:g},{:g}])".format(*picture.value_range)
+def _published(spec: DatasetSpec, name: str | None) -> str | None:
+    """Where the publisher serves one of the dataset's volumes (None: the main one), as Neuroglancer takes it."""
+    source = spec.source
+    if isinstance(source, PrecomputedSource):
+        return f"precomputed://{source.url}"
+    if isinstance(source, FilesSource):
+        return None
+    from em_assets.sources.chunked import container_url, joined
+
+    group = source.group if name is None else spec.volumes[name].group or ""
+    return f"{source.kind}://{joined(container_url(source), quote(group))}"
+
+
+def _layer(picture: Picture) -> dict[str, Any]:
+    layer = {"type": "segmentation" if picture.is_labels else "image", "source": picture.source, "name": picture.name}
+    if picture.is_labels:
+        return layer
+    limits = "" if picture.value_range is None else "(range=[{:.12g},{:.12g}])".format(*picture.value_range)
     shader = f"#uicontrol invlerp normalized{limits}\nvoid main(){{emitGrayscale(normalized());}}"
-    return {"type": "image", "source": picture.source, "name": picture.name, "shader": shader}
+    return layer | {"shader": shader}
 
 
-def _outline_layer(box: Box, dimensions: dict[str, Any]) -> dict[str, Any]:
-    corners = {"pointA": list(box.start[::-1]), "pointB": list(box.stop[::-1])}
+def _outline_layer(start: list[float], stop: list[float], dimensions: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "annotation",
         "name": "crop",
         "source": {"url": "local://annotations", "transform": {"outputDimensions": dimensions}},
-        "annotations": [{"type": "axis_aligned_bounding_box", "id": "crop", **corners}],
+        "annotations": [{"type": "axis_aligned_bounding_box", "id": "crop", "pointA": start, "pointB": stop}],
     }
 
 
+def read_pictures(folder: DatasetFolder, origin: str) -> tuple[Picture, list[Picture]]:
+    """The dataset's main volume, and its further ones as far as they are stored, as `build_app` serves them.
+
+    `origin` is the address of the server. Raises as `read_picture`.
+    """
+    main = read_picture(folder, f"zarr3://{origin}/{folder.name}.ome.zarr/")
+    record = folder.read_record()
+    names = record.volumes if record is not None else ()
+    further = [
+        read_picture(volume, f"zarr3://{origin}/{folder.name}/{volume.volume}/")
+        for volume in (folder.further(name) for name in names if re.fullmatch(NAME_PATTERN, name))
+        if volume.store.size_bytes(volume.path(f"{volume.volume}/zarr.json")) is not None
+    ]
+    return main, further
+
+
 def read_picture(folder: DatasetFolder, source: str) -> Picture:
-    """The stored volume as its own OME-Zarr 0.5 metadata and records describe it.
+    """The folder's stored volume as its own OME-Zarr 0.5 metadata and records describe it.
 
     Raises Unavailable if there is no whole volume, Malformed if its metadata is not what OME-Zarr 0.5 asks for.
     """
-    where = f"{VOLUME}/zarr.json"
+    where = f"{folder.volume}/zarr.json"
     try:
         multiscale = json.loads(folder.read(where))["attributes"]["ome"]["multiscales"][0]
         finest = multiscale["datasets"][0]
-        units = [NANOMETRES[axis["unit"]] for axis in multiscale["axes"]]
-        transformations = {item["type"]: item[item["type"]] for item in finest["coordinateTransformations"]}
-        where = f"{VOLUME}/{finest['path']}/zarr.json"
-        shape = zyx(json.loads(folder.read(where))["shape"])
-        scale = [float(value) for value in transformations["scale"]]
-        # a translation is the centre of the first voxel; boxes are counted from corners
-        centre = transformations.get("translation", [value / 2 for value in scale])
-        start = zyx([math.floor(t / s) for t, s in zip(centre, scale, strict=True)])
-        z, y, x = (s * unit for s, unit in zip(scale, units, strict=True))
+        where = f"{folder.volume}/{finest['path']}/zarr.json"
+        array = json.loads(folder.read(where))
+        shape, is_float = zyx(array["shape"]), array["data_type"].startswith("float")
+        size_nm, start, corner_nm = _place(multiscale)
+        is_labels = multiscale.get("type") == LABEL_PYRAMID and not is_float
     except FileNotFoundError:
         raise Unavailable(f"{folder.uri(where)} is not there: {_why_not(folder)}") from None
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(
             f"{folder.uri(where)} is not the metadata of an OME-Zarr 0.5 volume ({type(error).__name__}: {error}); "
             f"remove it and run `em-assets get {folder.name}`."
         ) from None
-    return Picture(folder.name, source, (z, y, x), Box.from_shape(shape, at=start), value_range(folder))
+    limits = value_range(folder)
+    if limits is not None and not is_float:
+        limits = (math.floor(limits[0]), math.ceil(limits[1]))
+    box = Box.from_shape(shape, at=start)
+    return Picture(folder.title, source, size_nm, box, limits, is_labels=is_labels, corner_nm=corner_nm)
+
+
+def _place(multiscale: Any) -> tuple[VoxelSize, Zyx, VoxelSize]:
+    """Of level 0: its voxel size, its first voxel, and where the corner of voxel (0, 0, 0) would be, in nanometres."""
+    units = [NANOMETRES[axis["unit"]] for axis in multiscale["axes"]]
+    transformations = {
+        item["type"]: item[item["type"]] for item in multiscale["datasets"][0]["coordinateTransformations"]
+    }
+    scale = [float(value) for value in transformations["scale"]]
+    # a translation is the centre of the first voxel; boxes are counted from corners
+    centre = transformations.get("translation", [value / 2 for value in scale])
+    places = [t / s for t, s in zip(centre, scale, strict=True)]
+    start = zyx([math.floor(place) for place in places])
+    z, y, x = (s * unit for s, unit in zip(scale, units, strict=True))
+    rest = (round(place - 0.5 - n, 6) for place, n in zip(places, start, strict=True))
+    corner_z, corner_y, corner_x = (r * size for r, size in zip(rest, (z, y, x), strict=True))
+    return (z, y, x), start, (corner_z, corner_y, corner_x)
 
 
 def value_range(folder: DatasetFolder) -> tuple[float, float] | None:
@@ -179,10 +258,8 @@ def _second_moment(statistics: VoxelStatistics) -> float:
 
 def _some_records(folder: DatasetFolder) -> Iterator[PartitionRecord]:
     """Records of level 0, evenly spread over the volume."""
-    prefix = folder.path("records/")
-    paths = sorted(
-        path for path, _ in folder.store.list(folder.path("records")) if "/" not in path.removeprefix(prefix)
-    )
+    prefix = folder.path(folder.record_path(0, "")).rpartition("/")[0]
+    paths = sorted(path for path, _ in folder.store.list(prefix) if "/" not in path.removeprefix(f"{prefix}/"))
     for path in itertools.islice(paths, 0, None, max(1, -(-len(paths) // SAMPLED_RECORDS))):
         try:
             yield PartitionRecord.model_validate_json(folder.store.read(path))
@@ -194,6 +271,11 @@ def _why_not(folder: DatasetFolder) -> str:
     record = folder.read_record()
     if record is None:
         return f"download it with `em-assets get {folder.name}`."
+    if record.status == "complete" and "volume" not in record.local_paths:
+        return (
+            f"{folder.name} keeps the publisher's files only, in {folder.uri('original')}; set `keep: both` in its "
+            f"spec and run `em-assets get {folder.name}`."
+        )
     reason = f" ({record.status_reason})" if record.status_reason else ""
     return f"{folder.name} is {record.visible_status}{reason}; finish it with `em-assets get {folder.name}`."
 
@@ -209,12 +291,12 @@ def view(
     open_browser: bool = True,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serves one dataset's volume with Neuroglancer's client until it is interrupted.
+    """Serves one dataset's volumes with Neuroglancer's client until it is interrupted.
 
     Raises Unavailable if there is nothing to show or the port is taken, Unsupported if the extra `view` is missing.
     """
     client = client_folder()
-    read_picture(folder, "")  # nothing to show is said here, not in the browser
+    read_pictures(folder, "")  # nothing to show is said here, not in the browser
     import uvicorn
 
     with _listen(host, port) as listening:
@@ -249,7 +331,8 @@ def client_folder() -> Path:
 
 
 def build_app(folder: DatasetFolder, client: Path, *, allowed_hosts: Sequence[str]) -> Starlette:
-    """The ASGI application: `/` leads to the client at `/v/NAME/`, the voxels are below `/NAME.ome.zarr/`.
+    """The ASGI application: `/` leads to the client at `/v/NAME/`, the voxels are below `/NAME.ome.zarr/` and, of
+    further volumes, below `/NAME/volumes/SUB.ome.zarr/`.
 
     The client of the wheel is made for Python's server: it takes its state from the link, but wants to live below
     `/v/` and to hold a line open to `/events/`. On loopback only requests that name it are answered, so that a web
@@ -266,7 +349,7 @@ def build_app(folder: DatasetFolder, client: Path, *, allowed_hosts: Sequence[st
     def home(request: Request) -> Response:
         # as the browser calls this server: through a forwarded port the address is another one than here
         origin = str(request.base_url).rstrip("/")
-        state = neuroglancer_state(read_picture(folder, f"zarr3://{origin}/{folder.name}.ome.zarr/"))
+        state = neuroglancer_state(*read_pictures(folder, origin))
         return RedirectResponse(neuroglancer_url(f"{origin}/v/{folder.name}/", state), 302)
 
     def client_file(request: Request) -> Response:
@@ -282,7 +365,11 @@ def build_app(folder: DatasetFolder, client: Path, *, allowed_hosts: Sequence[st
         raw = request.scope.get("raw_path", b"").lower()
         if b"%2f" in raw or b"%5c" in raw:  # an encoded separator is nobody's honest path
             return Response(status_code=404)
-        return _object_response(folder, f"{VOLUME}/{request.path_params['path']}", request)
+        sub = request.path_params.get("sub")
+        if sub is not None and not re.fullmatch(NAME_PATTERN, sub):
+            return Response(status_code=404)
+        volume = folder.further(sub).volume
+        return _object_response(folder, f"{volume}/{request.path_params['path']}", request)
 
     def explained(_: Request, error: Exception) -> Response:
         return Response(str(error), status_code=503, media_type="text/plain")
@@ -293,6 +380,7 @@ def build_app(folder: DatasetFolder, client: Path, *, allowed_hosts: Sequence[st
             Route(f"/v/{folder.name}/{{file:path}}", client_file),
             Route(f"/events/{folder.name}", events),
             Route(f"/{folder.name}.ome.zarr/{{path:path}}", voxels),
+            Route(f"/{folder.name}/volumes/{{sub}}.ome.zarr/{{path:path}}", voxels),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)],
         exception_handlers={EmAssetsError: explained},

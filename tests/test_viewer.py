@@ -21,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from em_assets.datasets.spec import load_spec
+from em_assets.datasets.loading import load_spec
 from em_assets.errors import Malformed, Unavailable
 from em_assets.pipeline import listed_record
 from em_assets.records import VOLUME, DatasetFolder, PartitionRecord, VoxelStatistics, now
 from em_assets.settings import PACKAGED_DATASETS
+from em_assets.standardize.ome import write_metadata
 from em_assets.store import LocalStore, Store, open_store
 from em_assets.viewer import (
     Picture,
@@ -35,10 +36,12 @@ from em_assets.viewer import (
     neuroglancer_state,
     neuroglancer_url,
     read_picture,
+    read_pictures,
     requested_range,
     value_range,
 )
 from em_assets.volume import Box
+from test_catalog_volumes import HIGH, LOW, NUC_ORIGIN, NUC_SHAPE, NUC_VOXEL_SIZE_NM, files_spec, store_all, zarr_spec
 
 SHAPE = (64, 96, 160)
 VOXEL_SIZE_NM = (12.0, 8.0, 4.0)
@@ -311,6 +314,61 @@ def test_the_hosted_link_opens_the_publishers_volume_at_the_crop():
     assert "position" not in json.loads(unquote(hosted_url(spec, None).partition("#!")[2]))
 
 
+def state_of(link: str) -> dict:
+    return json.loads(unquote(link.partition("#!")[2]))
+
+
+def test_the_hosted_link_of_a_bucket():
+    """A Zarr in a bucket is opened over https, its labels as a segmentation; a whole volume needs no outline."""
+    spec = load_spec(PACKAGED_DATASETS / "jrc_mus_nacc_2.yaml")
+    # the publisher's translation is the centre of the first voxel, as Neuroglancer takes it: half a voxel before 0
+    size_nm = spec.voxel_size_nm
+    changes = {"source_box": Box.from_shape(spec.shape), "corner_nm": tuple(-size / 2 for size in size_nm)}
+    state = state_of(hosted_url(spec, listed_record(spec).model_copy(update=changes)))
+    group = "https://janelia-cosem-datasets.s3.amazonaws.com/jrc_mus-nacc-2/jrc_mus-nacc-2.zarr/recon-2"
+    assert [(layer["type"], layer["name"], layer["source"]) for layer in state["layers"]] == [
+        ("image", "openorganelle", f"zarr://{group}/em/fibsem-int16"),
+        ("segmentation", "jrc_mus_nacc_2/nuc", f"zarr://{group}/labels/inference/segmentations/nuc"),
+    ]
+    assert state["position"] == [2596 / 2 - 0.5, 2520 / 2 - 0.5, 564 / 2 - 0.5]
+    assert [scale for scale, _ in state["dimensions"].values()] == pytest.approx([4e-9, 4e-9, 2.96e-9])
+
+
+@pytest.mark.parametrize(
+    ("source", "url"),
+    [
+        (
+            {"kind": "n5", "url": "https://example.org/a.n5", "group": "volumes/raw"},
+            "n5://https://example.org/a.n5/volumes/raw",
+        ),
+        (
+            {"kind": "zarr", "url": "gs://bucket/a_b.zarr"},
+            "zarr://https://storage.googleapis.com/bucket/a_b.zarr",
+        ),
+        (
+            {"kind": "zarr", "url": "s3://my.bucket/a.zarr", "endpoint": "https://s3.example.org", "group": "a b"},
+            "zarr://https://s3.example.org/my.bucket/a.zarr/a%20b",
+        ),
+    ],
+    ids=["n5", "google", "other endpoint"],
+)
+def test_the_hosted_link_of_other_containers(source, url):
+    """As Neuroglancer takes it, whatever the spec calls it; an N5 is counted from its own corner."""
+    spec = zarr_spec(source=source, volumes={})
+    box = Box.from_shape(spec.shape, at=ORIGIN)
+    state = state_of(
+        hosted_url(spec, listed_record(spec).model_copy(update={"source_box": box, "corner_nm": (6, 4, 2)}))
+    )
+    assert [layer["source"] for layer in state["layers"]] == [url]
+    half = 0 if source["kind"] == "n5" else 0.5
+    assert state["position"] == [3080 + half, 248 + half, 42 + half]
+
+
+def test_files_have_no_hosted_link():
+    """Neuroglancer reads no TIFF and no DM3 of a publisher's server."""
+    assert hosted_url(files_spec(), None) is None
+
+
 def test_the_picture_is_read_from_the_volume_itself(folder):
     """Shape, voxel size and place come from the OME-Zarr metadata: the corner is half a voxel before the centre."""
     picture = read_picture(folder, "here")
@@ -346,6 +404,81 @@ def test_contrast_follows_the_statistics(tmp_path):
     low, high = value_range(folder)
     assert low == 90
     assert high == pytest.approx(110 + 3 * 200**0.5)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A signed image, labels over a part of it at another resolution, and a second image."""
+    return store_all(LocalStore(tmp_path_factory.mktemp("several")), zarr_spec())
+
+
+def test_further_volumes_are_further_layers(several):
+    """Labels lie over the image as a segmentation, other images wait to be asked for; contrast is signed."""
+    main, further = read_pictures(several, "http://h")
+    state = neuroglancer_state(main, further)
+    image, nuc, coarse = state["layers"]
+    assert (image["type"], image["name"], image["source"]) == ("image", "cell", "zarr3://http://h/cell.ome.zarr/")
+    assert f"range=[{LOW},{HIGH}]" in image["shader"]
+    assert nuc == {
+        "type": "segmentation",
+        "name": "cell/nuc",
+        "source": "zarr3://http://h/cell/volumes/nuc.ome.zarr/",
+    }
+    assert (coarse["type"], coarse["name"], coarse["visible"]) == ("image", "cell/coarse", False)
+    assert further[1].value_range is None  # all of one value: the main volume's contrast is not taken for it
+    assert further[0].box == Box.from_shape(NUC_SHAPE, at=NUC_ORIGIN)
+    assert further[0].voxel_size_nm == NUC_VOXEL_SIZE_NM
+    neuroglancer = pytest.importorskip("neuroglancer", reason="neuroglancer (extra `view`) is not installed")
+    parsed = neuroglancer.parse_url(neuroglancer_url("http://h/v/cell/", state)).to_json()
+    assert [layer["type"] for layer in parsed["layers"]] == ["image", "segmentation", "image"]
+
+
+def test_only_stored_volumes_are_shown(tmp_path):
+    """One that the record names but that is not whole yet is left out; a dataset of files alone says so."""
+    folder = store_all(LocalStore(tmp_path), zarr_spec())
+    folder.store.delete(folder.path("volumes/nuc.ome.zarr/zarr.json"))
+    _, further = read_pictures(folder, "http://h")
+    assert [picture.name for picture in further] == ["cell/coarse"]
+    files = store_all(LocalStore(tmp_path), files_spec(keep="original", volumes={}))
+    with pytest.raises(Unavailable, match=r"keeps the publisher's files only, in .*slices/original"):
+        read_pictures(files, "http://h")
+
+
+def test_a_volume_off_the_grid_lies_where_its_metadata_say(tmp_path):
+    """A frame whose origin is the centre of a voxel: half a voxel is not rounded away."""
+    spec = zarr_spec()
+    folder = store_all(LocalStore(tmp_path), spec)
+    write_metadata(folder, spec, (0, 0, 0), (-6.0, -4.0, -2.0))
+    picture = read_picture(folder, "here")
+    assert (picture.box, picture.corner_nm) == (Box.from_shape(SHAPE), (-6.0, -4.0, -2.0))
+    assert neuroglancer_state(picture)["position"] == [79.5, 47.5, 31.5]
+
+
+def test_further_volumes_are_served_and_nothing_beside_them(several):
+    """Below their own folder, with ranges; records, originals and whatever has no volume's name are not."""
+    several.write("original/secret.tif", b"secret")
+    several.write("volumes/nuc.coverage.parquet", b"secret")
+    several.write("volumes/Other Volume.ome.zarr/secret", b"secret")
+    with served(several) as port:
+        status, _, body = ask(port, "/cell/volumes/nuc.ome.zarr/0/c/0/0/0", Range="bytes=-8")
+        assert (status, body) == (206, several.read("volumes/nuc.ome.zarr/0/c/0/0/0")[-8:])
+        state = state_of(ask(port, "/")[1]["location"])
+        assert state["layers"][1]["source"] == f"zarr3://http://127.0.0.1:{port}/cell/volumes/nuc.ome.zarr/"
+        for path in [
+            "/cell/volumes/nuc.ome.zarr/../nuc.coverage.parquet",
+            "/cell/volumes/nuc.ome.zarr/%2e%2e/nuc.coverage.parquet",
+            "/cell/volumes/nuc.ome.zarr/..%2fnuc.coverage.parquet",
+            "/cell/volumes/nuc.ome.zarr%2f..%2fnuc.coverage.parquet",
+            "/cell/volumes/nuc.coverage.parquet",
+            "/cell/volumes/Other%20Volume.ome.zarr/secret",
+            "/cell/volumes/../original/secret.tif",
+            "/cell/volumes/...ome.zarr/secret",
+            "/cell/original/secret.tif",
+            "/cell/records/volumes/nuc/z000_y000_x000.json",
+            "/cell/metadata.json",
+        ]:
+            status, _, body = ask(port, path)
+            assert (status, b"secret" in body) == (404, False), path
 
 
 def test_what_is_not_there_is_said_with_what_to_do(tmp_path):
@@ -386,6 +519,7 @@ def test_the_command_serves_until_interrupted(folder):
         process.communicate()
 
 
+Z, Y, X = range(3)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 
@@ -424,13 +558,52 @@ def test_the_browser_shows_the_volume_upright_and_to_scale(port):
     assert_panel(pixels, yz, (-z, y), FIRST_Z, TOP_Y)  # Neuroglancer looks along x here: z grows to the left
 
 
-def picture_of(page) -> np.ndarray:
-    """The page as grey values, once it no longer changes."""
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian package chromium)")
+def test_the_browser_shows_labels_where_they_lie(several):
+    """Labels of another resolution colour just their part of a signed image, in every panel."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with served(several) as port, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--ignore-gpu-blocklist"])
+        page = browser.new_page(viewport={"width": 1100, "height": 1100})
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function("window.viewer && viewer.isReady()", timeout=60_000)
+        boxes = [panel.bounding_box() for panel in page.query_selector_all(".neuroglancer-rendered-data-panel")]
+        pixels = picture_of(page, "RGB")
+        browser.close()
+    xy, xz, _, yz = sorted(boxes, key=lambda box: (round(box["y"] / 100), box["x"]))
+    labels = Box.from_shape(NUC_SHAPE, at=NUC_ORIGIN)
+    first, last = (np.multiply(corner, NUC_VOXEL_SIZE_NM) for corner in (labels.start, labels.stop))
+    middle = np.multiply(ORIGIN, VOXEL_SIZE_NM) + np.multiply(SHAPE, VOXEL_SIZE_NM) / 2
+    beside = middle - 30  # the lines that mark the middle are coloured too
+    for panel, across, down in [(xy, X, Y), (xz, X, Z), (yz, Z, Y)]:
+        for axis in (across, down):
+            for edge_nm, inward in [(first[axis], 8), (last[axis], -8)]:
+                inside, outside = beside.copy(), beside.copy()
+                inside[axis], outside[axis] = edge_nm + inward, edge_nm - inward
+                assert np.ptp(colour_at(pixels, panel, (across, down), inside - middle)) > 20
+                assert np.ptp(colour_at(pixels, panel, (across, down), outside - middle)) == 0
+    size_nm = np.multiply(SHAPE, VOXEL_SIZE_NM)
+    for where, grey in [((0, 0.4, -0.4), 0), ((0, -0.4, 0.4), 255), ((0, 0.4, 0.4), 128)]:  # LOW, HIGH, between them
+        assert colour_at(pixels, xy, (X, Y), where * size_nm) == pytest.approx(grey, abs=3)
+
+
+def colour_at(pixels: np.ndarray, panel: dict, axes: tuple[int, int], from_middle_nm: np.ndarray) -> np.ndarray:
+    """The colour of a place in a panel that shows 768 nm, the longest side, in 400 pixels, the middle in its middle."""
+    across, down = axes
+    step = from_middle_nm * 400 / 768
+    right = -step[Z] if across == Z else step[X]  # where Neuroglancer looks along x, z grows to the left
+    row, column = panel["y"] + panel["height"] / 2 + step[down], panel["x"] + panel["width"] / 2 + right
+    return pixels[round(row), round(column)]
+
+
+def picture_of(page, mode="L") -> np.ndarray:
+    """The page as grey values (or RGB), once it no longer changes."""
     from PIL import Image
 
     before = None
     for _ in range(60):
-        pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L")).astype(int)
+        pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert(mode)).astype(int)
         if before is not None and (pixels == before).all():
             return pixels
         before = pixels

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from em_assets.catalog.rows import Row, Rows
+from em_assets.catalog.found import ORIGINAL, Row
+from em_assets.catalog.rows import Rows
 from em_assets.records import VOLUME
 from em_assets.store import Store
 
@@ -17,7 +19,7 @@ UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 def write_store_readme(rows: Rows, store: Store) -> bool:
     """Writes the README if it changed; True if so. One that somebody else wrote is left alone."""
-    text = store_readme(rows.datasets, store.root)
+    text = store_readme(rows, store.root)
     old: bytes | None = None
     with contextlib.suppress(FileNotFoundError):
         old = store.read(README)
@@ -27,14 +29,13 @@ def write_store_readme(rows: Rows, store: Store) -> bool:
     return True
 
 
-def store_readme(datasets: list[Row], root: str) -> str:
-    """Markdown for a person who finds the folder. `datasets` are the rows of the table of that name.
-
-    The same rows give the same text: no times, no machine.
-    """
-    here = [row for row in datasets if row["status"] != "listed"]
-    listed = [row["name"] for row in datasets if row["status"] == "listed"]
-    complete = [row for row in here if row["status"] == "complete"]
+def store_readme(rows: Rows, root: str) -> str:
+    """Markdown for a person who finds the folder. The same rows give the same text: no times, no machine."""
+    here = [row for row in rows.datasets if row["status"] != "listed"]
+    listed = [row["name"] for row in rows.datasets if row["status"] == "listed"]
+    volumes, originals = _volume_names(rows), _with_originals(rows)
+    complete = [row for row in here if row["status"] == "complete" and None in volumes.get(row["name"], ())]
+    kept = [f"`{row['name']}/original`" for row in here if row["name"] in originals]
     blocks = [
         [MARK, "# Electron-microscopy volumes"],
         [
@@ -43,7 +44,8 @@ def store_readme(datasets: list[Row], root: str) -> str:
                 "order z, y, x; sizes are in nanometres. Only what is `complete` should be used."
             )
         ],
-        list(_table(here)) if here else ["Nothing is stored here yet."],
+        list(_table(here, volumes)) if here else ["Nothing is stored here yet."],
+        [f"The publisher's own files are kept byte for byte in {', '.join(kept)}."] if kept else [],
         [f"Described, not downloaded: {', '.join(listed)}. Download one with `em-assets get NAME`."] if listed else [],
         list(_how_to_open(complete[0], root)) if complete else [],
         list(_citations(here)),
@@ -51,21 +53,52 @@ def store_readme(datasets: list[Row], root: str) -> str:
     return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
 
 
-def _table(rows: list[Row]) -> Iterator[str]:
+def _volume_names(rows: Rows) -> dict[str, list[str | None]]:
+    """Which volumes each dataset has or will have, by its name: None is the main one."""
+    names: dict[str, list[str | None]] = {}
+    for table in rows.tables["levels"]:
+        for row in table.select(["name", "volume", "level"]).to_pylist():
+            if row["level"] == 0:
+                names.setdefault(row["name"], []).append(row["volume"])
+    return names
+
+
+def _with_originals(rows: Rows) -> set[str]:
+    """The datasets that have files as they were received."""
+    return {
+        table["name"][0].as_py()
+        for table in rows.tables["files"]
+        if any(path.startswith(ORIGINAL) for path in table["path"].to_pylist())
+    }
+
+
+def _table(rows: list[Row], volumes: Mapping[str, list[str | None]]) -> Iterator[str]:
     yield "| name | status | shape | voxel (nm) | type | size | licence | volume |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
-        cells = (
-            row["name"],
-            row["status"],
-            _times(row.get("volume_shape")),
-            _times(row.get("voxel_size_nm")),
-            row.get("dtype"),
-            _size(row.get("file_size_bytes")),
-            row.get("license"),
-            f"`{row['name']}/{VOLUME}`",
-        )
-        yield "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+        names = volumes.get(row["name"], [])
+        yield _line(row, row["name"], row, f"`{row['name']}/{VOLUME}`" if None in names else "")
+        summaries = json.loads(row.get("volumes") or "{}")
+        for name in names:
+            if name is not None:
+                summary = summaries[name] | {"volume_shape": summaries[name]["shape"]}
+                yield _line(row, f"{row['name']}/{name}", summary, f"`{row['name']}/volumes/{name}.ome.zarr`")
+
+
+def _line(dataset: Row, name: str, volume: Row, where: str) -> str:
+    """A volume's line; the dataset's size stands with the main one."""
+    kind = volume.get("dtype")
+    cells = (
+        name,
+        dataset["status"],
+        _times(volume.get("volume_shape")),
+        _times(volume.get("voxel_size_nm")),
+        f"{kind} labels" if kind and volume.get("content") == "labels" else kind,
+        _size(volume.get("file_size_bytes")),
+        dataset.get("license"),
+        where,
+    )
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 
 def _how_to_open(row: Row, root: str) -> Iterator[str]:

@@ -32,6 +32,8 @@ class Relation:
     columns: tuple[Column, ...]
 
 
+VOLUME = Column("volume", "VARCHAR", "Which of the dataset's volumes; empty for the main one.")
+
 DATASETS = Relation(
     "datasets",
     "One row for every dataset that is described or stored: what it is, where it is from, and what is here of it.",
@@ -58,7 +60,13 @@ DATASETS = Relation(
         Column("max_voxel_size_nm", "DOUBLE", "The coarsest of the three voxel sizes in nanometres."),
         Column("voxel_size_nm", "DOUBLE[3]", "Size of a voxel along z, y, x in nanometres."),
         Column("dtype", "VARCHAR", "Pixel type, as numpy calls it: uint8, uint16, float32 ..."),
+        Column("content", "VARCHAR", "image, or labels (each voxel's value names what it belongs to; never averaged)."),
         Column("axes", "VARCHAR", "Order of the stored volume's axes, slowest first."),
+        Column(
+            "volumes",
+            "JSON",
+            "The dataset's further volumes by name: content, shape, voxel_size_nm ...; empty if there are none.",
+        ),
         Column("license", "VARCHAR", "Licence of the data: its SPDX identifier where there is one."),
         Column("citation", "VARCHAR", "What to cite when the data is used."),
         Column("doi", "VARCHAR", "DOI of the publication or the dataset."),
@@ -68,9 +76,18 @@ DATASETS = Relation(
         Column("organism", "VARCHAR", "Species."),
         Column("sample", "VARCHAR", "Tissue, cell line or other specimen."),
         Column("instrument", "VARCHAR", "Microscope."),
-        Column("file_size_bytes", "BIGINT", "Bytes stored on disk for the volume, compressed."),
-        Column("uncompressed_size_bytes", "BIGINT", "Bytes of the full resolution volume in memory."),
-        Column("missing_fraction", "DOUBLE", "Share (0 to 1) of the voxels that the publisher does not have."),
+        Column("partitioned_by", "VARCHAR", "What is downloaded one by one: chunk (a region of the volume) or file."),
+        Column("partitions", "BIGINT", "How many of these there are."),
+        Column("partitions_stored", "BIGINT", "How many of them are here."),
+        Column(
+            "file_size_bytes",
+            "BIGINT",
+            "Bytes stored on disk: all volumes, compressed, and the received files if kept.",
+        ),
+        Column("uncompressed_size_bytes", "BIGINT", "Bytes of the main volume at full resolution in memory."),
+        Column(
+            "missing_fraction", "DOUBLE", "Share (0 to 1) of the main volume's voxels that the publisher does not have."
+        ),
         Column("sha256", "VARCHAR", "Digest of the sorted manifest: equal volumes have equal digests."),
         Column("identity", "VARCHAR", "Digest of what decides the bytes: source, crop, pixel type, storage."),
         Column("source_shape", "BIGINT[3]", "Voxels along z, y, x of the publisher's whole volume."),
@@ -84,28 +101,37 @@ DATASETS = Relation(
 
 FILES = Relation(
     "files",
-    "One row for every object that a dataset stores, as recorded when it was written.",
+    "One row for every object that a dataset stores and every file it received, as recorded when it was written.",
     (
         Column("name", "VARCHAR", "The dataset's name."),
+        Column("volume", "VARCHAR", "Which of the dataset's volumes; empty for the main one and for received files."),
         Column("path", "VARCHAR", "Path below the dataset's folder."),
         Column(
             "level",
             "INTEGER",
-            "Resolution level it belongs to (0 is full resolution); empty for the whole volume's metadata.",
+            "Resolution level it belongs to (0 is full resolution); empty for a whole volume's metadata and "
+            "for received files.",
         ),
-        Column("partition_key", "VARCHAR", "The chunk it holds, such as z000_y001_x002; empty for metadata."),
+        Column(
+            "partition_key",
+            "VARCHAR",
+            "The chunk it holds, such as z000_y001_x002; the received file; empty for metadata.",
+        ),
         Column("size_bytes", "BIGINT", "Size in bytes."),
         Column("sha256", "VARCHAR", "SHA-256 checksum of its bytes, in hexadecimal."),
-        Column("source_url", "VARCHAR", "Where its voxels were downloaded from; empty for what was computed here."),
+        Column(
+            "source_url", "VARCHAR", "Where it or its voxels were downloaded from; empty for what was computed here."
+        ),
         Column("written_at", "TIMESTAMP", "When it was written (UTC)."),
     ),
 )
 
 CHUNKS = Relation(
     "chunks",
-    "One row for every chunk (partition) of a dataset's full resolution volume, downloaded or not.",
+    "One row for every chunk (stored object) of a dataset's full resolution volumes, stored or not.",
     (
         Column("name", "VARCHAR", "The dataset's name."),
+        VOLUME,
         Column("partition_key", "VARCHAR", "The chunk's key, its index along z, y, x: z000_y001_x002."),
         Column("z0", "INTEGER", "First voxel along z, in the stored volume."),
         Column("y0", "INTEGER", "First voxel along y, in the stored volume."),
@@ -116,7 +142,8 @@ CHUNKS = Relation(
         Column(
             "status",
             "VARCHAR",
-            "present, absent (the publisher has nothing there; this is not black), or not downloaded.",
+            "present, absent (the publisher has nothing there; this is not black), not downloaded, or not made (yet, "
+            "from the files that are downloaded).",
         ),
         Column("size_bytes", "BIGINT", "Bytes stored for it, compressed."),
         Column("missing_fraction", "DOUBLE", "Share (0 to 1) of its voxels that the publisher does not have."),
@@ -141,6 +168,7 @@ LEVELS = Relation(
     "One row for every resolution level of a stored volume; of one not yet stored, the full resolution as described.",
     (
         Column("name", "VARCHAR", "The dataset's name."),
+        VOLUME,
         Column("level", "INTEGER", "0 is full resolution; each further level is half as fine."),
         Column("shape_z", "INTEGER", "Voxels along z."),
         Column("shape_y", "INTEGER", "Voxels along y."),
@@ -184,13 +212,9 @@ def _plain_number(column: str) -> str:
 # No lambdas and no list functions: the view is stored as text, and DuckDB 1.0 to 2.0 must all read it.
 OVERVIEW_SQL = f"""
 create view overview as
-with progress as (
-    select name, count(*) as chunks, count(*) filter (where status <> 'not downloaded') as settled
-    from chunks group by name
-)
 select
-    datasets.name,
-    datasets.status,
+    name,
+    status,
     shape_z || ' x ' || shape_y || ' x ' || shape_x as shape,
     {_plain_number("voxel_size_z_nm")} || ' x ' || {_plain_number("voxel_size_y_nm")} || ' x '
         || {_plain_number("voxel_size_x_nm")} as voxel_nm,
@@ -202,13 +226,14 @@ select
     source,
     strftime("timestamp", '%Y-%m-%d %H:%M') as updated,
     case
-        when datasets.status in ('saving-data', 'interrupted') then settled || ' of ' || chunks || ' chunks'
+        when status in ('saving-data', 'interrupted') and partitions_stored is not null
+            then partitions_stored || ' of ' || partitions || ' ' || partitioned_by || 's'
         when length(status_reason) > 80 then left(status_reason, 79) || '…'
         when status_reason is not null then status_reason
         when missing_fraction > 0 then printf('%.2g %% not published', 100 * missing_fraction)
     end as note
-from datasets left join progress on progress.name = datasets.name
-order by datasets.name
+from datasets
+order by name
 """  # noqa: S608 - every part is written above
 
 

@@ -11,29 +11,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from em_assets.errors import Malformed
-from em_assets.records import VOLUME, DatasetFolder
+from em_assets.records import DatasetFolder
 
 NANOMETRES = {"nanometer": 1.0, "micrometer": 1e3, "angstrom": 0.1}
 
 
 def stored_levels(folder: DatasetFolder, sizes: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Rows of the table `levels`, finest first. `sizes` is `folder.stored_sizes()`.
+    """Rows of the table `levels`, finest first. `sizes` are those of the stored objects (`folder.stored_sizes()`).
 
     Raises Malformed naming the file if the volume's metadata is gone or is not what OME-Zarr 0.5 asks for.
     """
-    where = f"{VOLUME}/zarr.json"
+    where = f"{folder.volume}/zarr.json"
     try:
         multiscale = _read_json(folder, where)["attributes"]["ome"]["multiscales"][0]
         units = [NANOMETRES[axis["unit"]] for axis in multiscale["axes"]]
         rows = []
         for level, dataset in enumerate(multiscale["datasets"]):
-            where = f"{VOLUME}/{dataset['path']}/zarr.json"
+            where = f"{folder.volume}/{dataset['path']}/zarr.json"
             scale = next(t["scale"] for t in dataset["coordinateTransformations"] if t["type"] == "scale")
             voxel_size_nm = [value * unit for value, unit in zip(scale, units, strict=True)]
-            objects = [size for path, size in sizes.items() if path.startswith(f"{VOLUME}/{dataset['path']}/c/")]
+            objects = [size for path, size in sizes.items() if path.startswith(f"{folder.volume}/{dataset['path']}/c/")]
             rows.append(
                 {
                     "name": folder.name,
+                    "volume": folder.sub,
                     "level": level,
                     **_array_columns(_read_json(folder, where)),
                     **{f"voxel_size_{axis}_nm": float(v) for axis, v in zip("zyx", voxel_size_nm, strict=True)},
