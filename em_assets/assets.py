@@ -1,6 +1,7 @@
 """A dataset's spec -> its Dagster assets. The one place where the parts meet; the work itself is `pipeline.py`.
 
-    hemibrain_crop_chunks (by partition) --> hemibrain_crop --> hemibrain_crop_metadata --> metadata_catalog
+    hemibrain_crop_chunks (by region) --> hemibrain_crop --> hemibrain_crop_metadata --+
+    empiar_11759_files    (by file)   --> empiar_11759   --> empiar_11759_metadata   --+--> metadata_catalog
 
 `hemibrain_crop` carries no partitions because Dagster refuses to materialize a partitioned asset by its name
 alone, and `dagster asset materialize --select hemibrain_crop` has to do the whole job. It fetches what is missing
@@ -22,9 +23,9 @@ from em_assets.checks.asset_checks import build_volume_checks
 from em_assets.checks.volume import BLOCKING, CheckOutcome
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import EmAssetsError
-from em_assets.partitions import chunk_partitions
+from em_assets.partitions import received_asset, received_partitions
 from em_assets.progress import Reporter, human_bytes, human_seconds, open_reporter
-from em_assets.records import DatasetFolder, DatasetRecord, PartitionRecord
+from em_assets.records import DatasetFolder, DatasetRecord
 from em_assets.resources.storage import Storage
 from em_assets.settings import Settings
 from em_assets.store import Store
@@ -51,21 +52,28 @@ def build_dataset_assets(
     spec: DatasetSpec, platform: Platform
 ) -> tuple[list[dg.AssetsDefinition], dg.AssetChecksDefinition]:
     """The three assets of one dataset, and its checks."""
-    assets = [_chunks_asset(spec, platform), _dataset_asset(spec, platform), _metadata_asset(spec, platform)]
-    return assets, build_volume_checks(spec.name, _run_checks(spec, platform), RESOURCES)
+    assets = [_received_asset(spec, platform), _dataset_asset(spec, platform), _metadata_asset(spec, platform)]
+    return assets, build_volume_checks(spec, _run_checks(spec, platform), RESOURCES)
 
 
-def _chunks_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
+def _received_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
+    """What was received, by partition."""
+    what = (
+        f"Files of {spec.title}, byte for byte as published, each with a receipt."
+        if spec.is_by_file
+        else f"Regions of {spec.title}: one shard of the stored volume each, voxel for voxel as published."
+    )
+
     @_asset(
         spec,
-        f"{spec.name}_chunks",
-        partitions_def=chunk_partitions(spec),
+        received_asset(spec),
+        partitions_def=received_partitions(spec),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        io_manager_key="zarr_regions",
-        description=f"Regions of {spec.title}: one shard of the stored volume each, voxel for voxel as published.",
-        kinds={"zarr", spec.source.kind},
+        description=what,
+        kinds={"file"} if spec.is_by_file else {"zarr", spec.source.kind},
+        **({} if spec.is_by_file else {"io_manager_key": "zarr_regions"}),
     )
-    def chunks(context: dg.AssetExecutionContext) -> None:
+    def received(context: dg.AssetExecutionContext) -> None:
         store, keys = _store(context), list(context.partition_keys)
         with _explained(context, spec, platform), _reporter(context, spec, platform) as reporter:
             try:
@@ -75,20 +83,20 @@ def _chunks_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
             except pipeline.PartitionsFailed as error:
                 _log_partitions(context, spec, error.result.fetched + error.result.kept)
                 raise
-            for record in result.fetched + result.kept:
-                context.add_asset_metadata(_partition_metadata(record), partition_key=record.key)
+            for item in result.fetched + result.kept:
+                context.add_asset_metadata(_partition_metadata(item), partition_key=item.key)
             reporter.finish([f"{spec.name}: {len(result.fetched)} partitions fetched, {len(result.kept)} already here"])
 
-    return chunks
+    return received
 
 
 def _dataset_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
-    chunks_key = dg.AssetKey(f"{spec.name}_chunks")
+    received = dg.AssetKey(received_asset(spec))
 
     @_asset(
         spec,
         spec.name,
-        deps=[dg.AssetDep(chunks_key, partition_mapping=dg.AllPartitionMapping())],
+        deps=[dg.AssetDep(received, partition_mapping=dg.AllPartitionMapping())],
         backfill_policy=dg.BackfillPolicy.single_run(),
         io_manager_key="zarr_regions",
         automation_condition=dg.AutomationCondition.eager(),
@@ -111,7 +119,7 @@ def _dataset_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition
             except pipeline.PartitionsFailed as error:
                 _log_partitions(context, spec, error.result.fetched)
                 raise
-            _log_partitions(context, spec, _not_yet_known(context, chunks_key, result))
+            _log_partitions(context, spec, _not_yet_known(context, received, result))
             refresh_catalog(context, platform, store)
             reporter.finish(_summary(spec, record, result))
         return dg.MaterializeResult(
@@ -133,7 +141,7 @@ def _metadata_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinitio
     )
     def metadata(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         with _explained(context, spec, platform):
-            claims = pipeline.describe_dataset(spec, _store(context))
+            claims = pipeline.describe_dataset(spec, platform.settings, _store(context))
         rows = [
             dg.TableRecord({"key": claim.key, "value": str(claim.value), "document": claim.document})
             for claim in claims[:50]
@@ -144,7 +152,7 @@ def _metadata_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinitio
                 "page": dg.MetadataValue.url(spec.page_url),
                 "license": spec.license,
                 "citation": spec.citation,
-                "doi": dg.MetadataValue.url(f"https://doi.org/{spec.doi}"),
+                **({} if spec.doi is None else {"doi": dg.MetadataValue.url(f"https://doi.org/{spec.doi}")}),
                 **({"first_claims": dg.MetadataValue.table(rows)} if rows else {}),
             }
         )
@@ -260,38 +268,34 @@ def _tag_value(text: str) -> str:
 
 
 def _not_yet_known(
-    context: dg.AssetExecutionContext, chunks: dg.AssetKey, result: pipeline.FetchResult
-) -> list[PartitionRecord]:
+    context: dg.AssetExecutionContext, received: dg.AssetKey, result: pipeline.FetchResult
+) -> list[pipeline.Fetched]:
     """What was fetched now, and what this history has never heard of (a fresh history over a full store)."""
-    known = context.instance.get_materialized_partitions(chunks)
-    return result.fetched + [record for record in result.kept if record.key not in known]
+    known = context.instance.get_materialized_partitions(received)
+    return result.fetched + [item for item in result.kept if item.key not in known]
 
 
-def _log_partitions(context: dg.AssetExecutionContext, spec: DatasetSpec, records: Iterable[PartitionRecord]) -> None:
-    for record in records:
-        version = record.objects[0].sha256 if record.objects else "absent"
+def _log_partitions(context: dg.AssetExecutionContext, spec: DatasetSpec, items: Iterable[pipeline.Fetched]) -> None:
+    for item in items:
         context.log_event(
             dg.AssetMaterialization(
-                f"{spec.name}_chunks",
-                partition=record.key,
-                metadata=_partition_metadata(record),
-                tags={"dagster/data_version": version},
+                received_asset(spec),
+                partition=item.key,
+                metadata=_partition_metadata(item),
+                tags={"dagster/data_version": item.sha256 or "absent"},
             )
         )
 
 
-def _partition_metadata(record: PartitionRecord) -> dict[str, Any]:
+def _partition_metadata(item: pipeline.Fetched) -> dict[str, Any]:
     metadata: dict[str, Any] = {
-        "size_bytes": sum(stored.size_bytes for stored in record.objects),
-        "received_bytes": record.received_bytes,
-        "seconds": record.seconds,
-        "missing_source_chunks": len(record.missing),
-        "box (z, y, x)": str(record.box),
+        "size_bytes": item.size_bytes,
+        "received_bytes": item.received_bytes,
+        "seconds": item.seconds,
+        **item.details,
     }
-    if record.statistics is not None:
-        metadata["mean"] = record.statistics.mean
-    if record.objects:
-        metadata["sha256"] = record.objects[0].sha256
+    if item.sha256 is not None:
+        metadata["sha256"] = item.sha256
     return metadata
 
 
@@ -302,19 +306,22 @@ def _dataset_metadata(
 
     rate = result.received_bytes / result.seconds / 1e6 if result.seconds else None
     metadata: dict[str, Any] = {
-        "dagster/uri": folder.uri("volume.ome.zarr"),
+        "dagster/uri": folder.uri(folder.volume if spec.makes_standard else "original"),
         "shape (z, y, x)": " x ".join(map(str, spec.shape)),
         "voxel_size_nm (z, y, x)": " x ".join(str(size) for size in spec.expected.voxel_size_nm),
         "file_size_bytes": record.file_size_bytes or 0,
         "partitions_fetched": len(result.fetched),
         "received_bytes": result.received_bytes,
         "source_box (z, y, x)": str(record.source_box),
-        "neuroglancer at the publisher": dg.MetadataValue.url(hosted_url(spec, record)),
     }
+    if (hosted := hosted_url(spec, record)) is not None:
+        metadata["neuroglancer at the publisher"] = dg.MetadataValue.url(hosted)
+    for name, volume in record.volumes.items():
+        metadata[f"volume {name}"] = f"{' x '.join(map(str, volume.shape))} {volume.dtype} {volume.content}"
     if rate is not None:
         metadata["received_MB_per_second"] = round(rate, 1)
-    if result.changed:
-        preview = folder.read("preview.png")
+    if result.changed and spec.makes_standard:
+        preview = folder.read(folder.preview)
         if len(preview) <= LARGEST_INLINE_PREVIEW_BYTES:
             picture = base64.b64encode(preview).decode()
             metadata["preview"] = dg.MetadataValue.md(f"![three slices](data:image/png;base64,{picture})")
@@ -330,12 +337,14 @@ def _summary(spec: DatasetSpec, record: DatasetRecord, result: pipeline.FetchRes
         if result.fetched
         else "nothing had to be fetched"
     )
+    places = {name: where for name, where in record.local_paths.items() if name.endswith(("volume", "original"))}
+    hosted = hosted_url(spec, record)
     return [
         f"{record.name} is complete: {done}, {human_bytes(record.file_size_bytes or 0)} stored",
-        f"  volume    {record.local_paths.get('volume')}",
+        *(f"  {name:<9} {where}" for name, where in places.items()),
         f"  look      em-assets view {record.name}",
         '  query     em-assets sql "from overview"',
-        f"  at the publisher  {hosted_url(spec, record)}",
+        *([f"  at the publisher  {hosted}"] if hosted is not None else []),
     ]
 
 

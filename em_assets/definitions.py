@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import dagster as dg
 from em_assets._default_target import leave_run_note
 from em_assets.assets import Platform, build_catalog_asset, build_dataset_assets, spec_file
 from em_assets.automation import build_sensors
-from em_assets.datasets.spec import load_specs
-from em_assets.errors import EmAssetsError
+from em_assets.datasets.loading import load_sound_specs
+from em_assets.datasets.spec import ASSET_SUFFIXES
+from em_assets.errors import EmAssetsError, Malformed
 from em_assets.partitions import explain_arguments
 from em_assets.resources.storage import Storage
 from em_assets.resources.zarr_io import ZarrRegionIOManager
@@ -35,7 +36,10 @@ def build_defs(
     """Everything, from the environment or from `settings`. `resources` replaces any of them by key (tests)."""
     settings = settings or read_settings()
     folders = settings.dataset_folders()
-    platform = Platform(settings, load_specs(folders))
+    specs, wrong = load_sound_specs(folders)
+    for name, error in wrong.items():
+        dg.get_dagster_logger().warning("dataset %s is left out: %s", name, error)
+    platform = Platform(settings, specs)
     assets: list[dg.AssetsDefinition] = [build_catalog_asset(platform)]
     checks: list[dg.AssetChecksDefinition] = []
     for spec in platform.specs.values():
@@ -93,10 +97,18 @@ def _load() -> dg.Definitions:
         leave_run_note(str(error))
         raise
     names = [key.to_user_string() for key in loaded.resolve_all_asset_keys()]
-    sentence = explain_arguments(sys.orig_argv, load_specs(settings.dataset_folders()), names)
+    specs, wrong = load_sound_specs(settings.dataset_folders())
+    sentence = explain_arguments(sys.orig_argv, specs, names)
     if sentence is not None:
-        leave_run_note(sentence)
+        leave_run_note(_explain_wrong(sys.orig_argv, wrong) or sentence)
     return loaded
+
+
+def _explain_wrong(arguments: Sequence[str], wrong: Mapping[str, Malformed]) -> str | None:
+    """What is wrong with the spec of the dataset that a command names; None if it names none of those."""
+    words = {argument.removeprefix("--select=") for argument in arguments}
+    asked = (name for name in wrong if words & {name, *(name + suffix for suffix in ASSET_SUFFIXES)})
+    return next((str(wrong[name]) for name in asked), None)
 
 
 defs = _load()

@@ -1,4 +1,4 @@
-"""Partition definitions: one static key per shard of level 0, known from the spec alone."""
+"""Partition definitions: static keys, a region of the volume or a file each, known from the spec alone."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 
 from em_assets.datasets.spec import DatasetSpec
-from em_assets.records import partition_key
+from em_assets.pipeline.state import partition_keys
 
 CHUNKS_SUFFIX = "_chunks"
+FILES_SUFFIX = "_files"
 
 
-def chunk_keys(spec: DatasetSpec) -> list[str]:
-    """`z000_y001_x002`, z slowest: tens to a few hundred, never the storage chunk (each costs UI and history)."""
-    return [partition_key(index) for index in spec.shard_indices()]
+def received_asset(spec: DatasetSpec) -> str:
+    """The name of the asset that carries the partitions."""
+    return f"{spec.name}{FILES_SUFFIX if spec.is_by_file else CHUNKS_SUFFIX}"
 
 
-def chunk_partitions(spec: DatasetSpec) -> dg.StaticPartitionsDefinition:
-    return dg.StaticPartitionsDefinition(chunk_keys(spec))
+def received_partitions(spec: DatasetSpec) -> dg.StaticPartitionsDefinition:
+    """Regions `z000_y001_x002`, z slowest, or files: tens to a few hundred, never the storage chunk."""
+    return dg.StaticPartitionsDefinition(partition_keys(spec))
 
 
 def explain_arguments(arguments: Sequence[str], specs: Mapping[str, DatasetSpec], assets: Sequence[str]) -> str | None:
@@ -33,10 +35,10 @@ def explain_arguments(arguments: Sequence[str], specs: Mapping[str, DatasetSpec]
         return None
     if selected not in assets:
         return f"there is no asset {selected}; the nearest are {_nearest(selected, assets)}."
-    spec = specs.get(selected.removesuffix(CHUNKS_SUFFIX))
-    if spec is None or not selected.endswith(CHUNKS_SUFFIX):
+    spec = next((spec for spec in specs.values() if received_asset(spec) == selected), None)
+    if spec is None:
         return None
-    keys = chunk_keys(spec)
+    keys = partition_keys(spec)
     if key is not None and key not in keys:
         return f"{key!r} is not a partition of {selected}; the nearest are {_nearest(key, keys)}."
     if key is None and _option(arguments, "--partition-range") is None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import dagster as dg
 
-from em_assets.datasets.spec import DatasetSpec, load_specs
+from em_assets.datasets.loading import load_sound_specs
+from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Mismatch
 from em_assets.partitions import CHUNKS_SUFFIX
 from em_assets.records import DatasetFolder, partition_index
@@ -53,7 +54,9 @@ class ZarrRegionIOManager(dg.ConfigurableIOManager):
 
     def _spec_of(self, key: dg.AssetKey) -> DatasetSpec:
         name = key.path[-1].removesuffix(CHUNKS_SUFFIX)
-        specs = load_specs([Path(folder) for folder in self.dataset_folders])
+        specs, wrong = load_sound_specs([Path(folder) for folder in self.dataset_folders])
+        if name in wrong:
+            raise wrong[name]
         if name not in specs:
             raise Mismatch(f"{key.to_user_string()} belongs to none of the datasets {', '.join(sorted(specs))}.")
         return specs[name]
