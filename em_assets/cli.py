@@ -23,7 +23,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 import typer.core
 
-from em_assets.datasets.spec import ITEM_BYTES, NAME_PATTERN, DatasetSpec, load_specs
+from em_assets.adding.commands import add_app
+from em_assets.datasets.fields import ITEM_BYTES, NAME_PATTERN
+from em_assets.datasets.loading import load_sound_specs
+from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import EmAssetsError, Malformed, Mismatch, Unavailable
 from em_assets.progress import human_bytes, human_seconds
 from em_assets.records import DatasetFolder, DatasetRecord
@@ -31,12 +34,17 @@ from em_assets.settings import Settings, read_settings
 from em_assets.store import Store, open_store
 
 if TYPE_CHECKING:
-    from em_assets.pipeline import DatasetPlan
+    from em_assets.checks.volume import CheckOutcome
     from em_assets.sample.origin import SampleState
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 SHOWN_RUNS = 20
+RECEIVED_FOLDERS = ("original", "original_records", "documents")
+"""What `rm --keep-original` leaves."""
+VERIFIED = ("files", "checksums", "completeness")
+"""The checks of `verify`."""
 Format = Literal["table", "csv", "json"]
+ExportFormat = Literal["npy", "tiff", "mrc", "ome-zarr-0.4"]
 
 FormatOption = Annotated[Format, typer.Option("--format", help="table for a person, csv or json for a program")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
@@ -64,6 +72,7 @@ app = typer.Typer(
 )
 sample_app = typer.Typer(cls=_Group, rich_markup_mode=None, help="The publishers in small, on this machine.")
 app.add_typer(sample_app, name="sample", no_args_is_help=True)
+app.add_typer(add_app, name="add", no_args_is_help=True)
 
 
 def main() -> None:
@@ -174,7 +183,7 @@ def show(name: NameArgument, as_json: JsonOption = False) -> None:
     """
     from em_assets.pipeline import listed_record
 
-    platform = _Platform.read()
+    platform = _Platform.read(name)
     platform.require(name)
     record = platform.folder(name).read_record()
     if record is None:
@@ -188,26 +197,33 @@ def show(name: NameArgument, as_json: JsonOption = False) -> None:
 
 @app.command(epilog="Example: em-assets plan hemibrain_crop")
 def plan(
-    name: NameArgument,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="datasets; all of them if none is given")
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="do not ask the publisher for requests and bytes")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """What `get` would fetch and store.
+    """What `get` would fetch and store: objects, bytes and requests.
 
-    And whether there is room: exit code 1 if it would be refused.
+    Exact where the spec pins every size or the publisher says it, else the most it can be, marked so. And whether there
+    is room: exit code 1 if one of several would be refused.
     """
     from em_assets.pipeline import plan_dataset
 
-    platform = _Platform.read()
-    planned = plan_dataset(platform.spec(name), platform.settings, platform.store, ask_publisher=not offline)
+    platform = _Platform.read(*(names or ()))
+    specs = [platform.spec(name) for name in dict.fromkeys(names or platform.specs)]
+    plans = [plan_dataset(spec, platform.settings, platform.store, ask_publisher=not offline) for spec in specs]
     if as_json:
         import dataclasses
 
-        print(json.dumps(dataclasses.asdict(planned), indent=1))
+        values = [dataclasses.asdict(planned) for planned in plans]
+        print(json.dumps(values[0] if names and len(values) == 1 else values, indent=1))
     else:
-        print(planned.line())
-    if planned.refusals:
-        raise Mismatch(planned.refusals[0])
+        for planned in plans:
+            print(planned.line())
+    for planned in plans:
+        if planned.refusals:
+            raise Mismatch(planned.refusals[0])
 
 
 @app.command(epilog='Example: em-assets sql "from overview"')
@@ -259,7 +275,7 @@ def logs(
 
     Its runs, the newest first, and what state it is in.
     """
-    platform = _Platform.read()
+    platform = _Platform.read(name)
     platform.require(name)
     folder = platform.folder(name)
     paths = sorted((path for path, _ in platform.store.list(folder.path("runs"))), reverse=True)[:count]
@@ -287,13 +303,50 @@ def view(
     """
     from em_assets import viewer
 
-    platform = _Platform.read()
+    platform = _Platform.read(name)
     platform.require(name)
     folder = platform.folder(name)
     record = folder.read_record()
     if record is not None and record.visible_status != "complete":
         print(f"careful: {name} is {_status_line(record)}", file=sys.stderr)
     viewer.view(folder, host=host, port=port, open_browser=browser, say=lambda line: print(line, flush=True))
+
+
+@app.command(epilog="Example: em-assets doctor --live --output report.md")
+def doctor(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="with --live: only these datasets")
+    ] = None,
+    live: Annotated[bool, typer.Option("--live", help="ask the publishers, too: less than 10 MB in all")] = False,
+    output: Annotated[Path | None, typer.Option(help="also write the report, as Markdown, to this file")] = None,
+) -> None:
+    """Checks the installation and, with --live, what the publishers serve.
+
+    Prints a report fit to paste into an issue, without secrets and home folders. Exit code 1 if anything failed.
+    """
+    from em_assets.doctor.installation import look_at_installation
+    from em_assets.doctor.report import Report
+
+    if names and not live:
+        raise typer.BadParameter("datasets are asked for with --live only; add it, or leave the names out.")
+    settings = read_settings()
+    section, specs = look_at_installation(settings)
+    report = Report([section])
+    if live:
+        from em_assets.doctor.live import ask_publishers
+
+        unknown = [name for name in names or () if name not in specs]
+        if unknown:
+            raise _unknown(unknown[0], specs)
+        wanted = [specs[name] for name in names or specs]
+        answers = ask_publishers(wanted, settings, lambda line: print(line, file=sys.stderr, flush=True))
+        report = Report([section, *answers.sections], answers.closing)
+    print(report.markdown() if live else report.text(), end="")
+    if output is not None:
+        output.write_text(report.markdown(), encoding="utf-8")
+    if report.failures:
+        title, line = report.failures[0]
+        raise Mismatch(f"{len(report.failures)} failed, the first: {title}, {line.question}: {line.found}")
 
 
 # What changes the store
@@ -311,7 +364,7 @@ def get(
     """
     from em_assets.pipeline import plan_dataset
 
-    platform = _Platform.read()
+    platform = _Platform.read(*names)
     specs = [platform.spec(name) for name in dict.fromkeys(names)]
     plans = [plan_dataset(spec, platform.settings, platform.store, ask_publisher=True) for spec in specs]
     for planned in plans:
@@ -319,7 +372,7 @@ def get(
     for planned in plans:
         if planned.refusals:
             raise Mismatch(planned.refusals[0])
-    unfinished = [planned.name for planned in plans if not platform.is_finished(planned)]
+    unfinished = [planned.name for planned in plans if not planned.is_complete]
     if unfinished:
         _confirm("Download?", yes)
         _materialize(unfinished, platform)
@@ -327,21 +380,134 @@ def get(
         print("\n".join(_summary(platform.folder(spec.name))))
 
 
+@app.command(epilog="Example: em-assets export hemibrain_crop --format tiff --level 2")
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME[/VOLUME]", help="a dataset, or a further volume of it")],
+    *,
+    form: Annotated[ExportFormat, typer.Option("--format", help="what to write")],
+    level: Annotated[int | None, typer.Option(min=0, help="0 is the finest; ome-zarr-0.4 takes all by default")] = None,
+    box: Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="a part, in voxels of the level")] = None,
+    output: Annotated[Path | None, typer.Option(help="by default ./NAME[.LEVEL] with the format's ending")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
+) -> None:
+    """Writes a stored volume in a plain format.
+
+    Whole, a level or a box of it. Beside it lies a JSON file: what it is of, where it lies, its sha256, licence and
+    citation.
+    """
+    from em_assets.export import export_volume
+    from em_assets.progress import open_reporter
+
+    dataset, slash, volume = name.partition("/")
+    platform = _Platform.read(dataset)
+    platform.require(dataset)
+    folder = platform.folder(dataset)
+    if slash:
+        folder = folder.further(_require_volume(folder, volume))
+    is_watched = sys.stderr is not None and sys.stderr.isatty() and platform.settings.progress != "off"
+    with open_reporter(print, label=name, show="bar" if is_watched else "off") as reporter:
+        done = export_volume(
+            folder,
+            form,
+            output,
+            level=level,
+            box=box,
+            force=force,
+            workers=platform.settings.workers,
+            progress=reporter,
+        )
+    shape = " x ".join(map(str, done.shape))
+    print(f"{done.path} is written: {shape} {done.dtype}, {human_bytes(done.size_bytes)}, sha256 {done.sha256}")
+    if done.missing_voxels:
+        print(f"  missing  {done.missing_voxels} voxels that the publisher does not have are 0")
+    for note in done.notes:
+        print(f"  careful  {note}")
+    print(f"  facts    {done.sidecar}")
+
+
+def _require_volume(folder: DatasetFolder, volume: str) -> str:
+    record = folder.read_record()
+    known = list(record.volumes) if record is not None else []
+    if volume not in known:
+        has = f"it has {', '.join(known)}" if known else "it has none that is stored"
+        raise typer.BadParameter(f"{folder.name} has no further volume {volume!r}; {has}.")
+    return volume
+
+
+@app.command(epilog="Example: em-assets verify hemibrain_crop --repair")
+def verify(
+    name: NameArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="make what is damaged or missing again")] = False,
+) -> None:
+    """Reads every stored byte and compares it with the records.
+
+    One line for each problem, exit code 1 if there is any.
+    """
+    from em_assets.catalog.build import build_catalog
+    from em_assets.pipeline import plan_dataset, recheck_dataset
+
+    platform = _Platform.read(name)
+    spec = platform.spec(name)
+    platform.refuse_if_written(name)
+    outcomes, record = recheck_dataset(spec, platform.store, VERIFIED, lambda line: print(line, file=sys.stderr))
+    if record is None:
+        raise Unavailable(f"nothing of {name} is stored; `em-assets get {name}` fetches it.")
+    problems = [line for outcome in outcomes if not outcome.passed for line in _problems(outcome)]
+    if not problems and record.visible_status != "complete":
+        problems = [f"{name} is {_status_line(record)}"]
+    if not problems:
+        print(f"{name} is whole: {'; '.join(outcome.message for outcome in outcomes)}")
+        return
+    print("\n".join(problems), flush=True)
+    if not repair:
+        build_catalog(platform.specs, platform.store, platform.settings)
+        raise Mismatch(f"{name} is not as it was written; `em-assets verify {name} --repair` makes it whole again.")
+    planned = plan_dataset(spec, platform.settings, platform.store)
+    print(planned.line(), flush=True)
+    if planned.refusals:
+        raise Mismatch(planned.refusals[0])
+    _materialize([name], platform)
+    print("\n".join(_summary(platform.folder(name))))
+
+
+def _problems(outcome: CheckOutcome) -> Iterator[str]:
+    """What a check found, one by one as far as it lists them: of one volume, or of several by their name."""
+    from em_assets.checks.volume import MOST_LISTED
+
+    details = [outcome.details, *(value for value in outcome.details.values() if isinstance(value, dict))]
+    listed = [one[key] for one in details for key in ("problems", "items") if key in one]
+    for items in listed:
+        yield from (f"{outcome.name}: {item}" for item in items)
+    if not any(listed) or any(len(items) >= MOST_LISTED for items in listed):
+        yield f"{outcome.name}: {outcome.message}"  # which says how many there are
+
+
 @app.command("rm", epilog="Example: em-assets rm hemibrain_crop")
-def remove(name: NameArgument, yes: YesOption = False) -> None:
+def remove(
+    name: NameArgument,
+    keep_original: Annotated[
+        bool, typer.Option("--keep-original", help="keep received files, so that nothing is downloaded again")
+    ] = False,
+    yes: YesOption = False,
+) -> None:
     """Removes what is stored of a dataset.
 
-    Its spec stays, so that it can be downloaded again.
+    Its spec stays, so that it can be downloaded again. Where files were received, `--keep-original` removes only what
+    was made of them: after a change of crop or encoding, say.
     """
     from em_assets.catalog.build import build_catalog
     from em_assets.pipeline import dataset_lock
 
-    platform = _Platform.read()
+    platform = _Platform.read(name)
     platform.require(name)
-    sizes = [size for _, size in platform.store.list(name)]
+    kept = tuple(f"{name}/{folder}/" for folder in RECEIVED_FOLDERS) if keep_original else ()
+    found = [(path, size) for path, size in platform.store.list(name) if not path.startswith(kept or ("\0",))]
+    sizes = [size for _, size in found]
     where = platform.store.uri(name)
-    if not sizes:
-        print(f"nothing of {name} is stored at {where}")
+    if not found:
+        if not keep_original:
+            platform.store.delete_all(name)  # of an interrupted download there may be a part, which is no object
+        print(f"nothing of {name} is stored at {where}{' but what was received' if keep_original else ''}")
         return
     platform.refuse_if_written(name)
     print(f"{where}: {human_bytes(sum(sizes))} in {len(sizes)} objects")
@@ -353,7 +519,11 @@ def remove(name: NameArgument, yes: YesOption = False) -> None:
     with dataset_lock(platform.store, name, refuse_to_wait):
         platform.refuse_if_written(name)
         platform.store.delete(f"{name}/metadata.json")  # first: from here on nobody takes the rest for a dataset
-        platform.store.delete_all(name)
+        if keep_original:
+            for path, _ in found:
+                platform.store.delete(path)
+        else:
+            platform.store.delete_all(name)
     build_catalog(platform.specs, platform.store, platform.settings)
     print(f"removed {name}: {human_bytes(sum(sizes))}")
 
@@ -437,12 +607,19 @@ class _Platform:
 
     settings: Settings
     specs: dict[str, DatasetSpec]
+    wrong: dict[str, Malformed]
+    """What is wrong with the spec of a dataset, by its name."""
     store: Store
 
     @classmethod
-    def read(cls) -> _Platform:
+    def read(cls, *asked: str) -> _Platform:
+        """A spec that is wrong is named, and stops nobody but those who ask for its dataset."""
         settings = read_settings()
-        return cls(settings, load_specs(settings.dataset_folders()), open_store(settings.root))
+        specs, wrong = load_sound_specs(settings.dataset_folders())
+        for name, error in wrong.items():
+            if name not in asked:
+                print(f"careful: {name} is left out: {error}", file=sys.stderr)
+        return cls(settings, specs, wrong, open_store(settings.root))
 
     def folder(self, name: str) -> DatasetFolder:
         return DatasetFolder(self.store, name)
@@ -458,23 +635,19 @@ class _Platform:
         known = name in self.specs or (
             re.match(NAME_PATTERN, name) is not None and next(iter(self.store.list(name)), None) is not None
         )
-        if not known:
+        if name in self.wrong and known:
+            print(f"careful: {self.wrong[name]}", file=sys.stderr)
+        elif name in self.wrong:
+            raise self.wrong[name]
+        elif not known:
             raise _unknown(name, self.names())
 
     def spec(self, name: str) -> DatasetSpec:
+        if name in self.wrong:
+            raise self.wrong[name]
         if name not in self.specs:
             raise _unknown(name, self.specs)
         return self.specs[name]
-
-    def is_finished(self, planned: DatasetPlan) -> bool:
-        """Complete, and everything there in its size. Then there is nothing to start Dagster for."""
-        record = self.folder(planned.name).read_record()
-        return (
-            record is not None
-            and record.visible_status == "complete"
-            and not planned.partitions_missing
-            and planned.already_bytes == record.file_size_bytes
-        )
 
     def refuse_if_written(self, name: str) -> None:
         try:
