@@ -1,4 +1,4 @@
-"""nginx on loopback with a configuration of its own: one port that answers at once, one that waits before each answer.
+"""nginx on loopback with a configuration of its own: a port for each latency, that waits so long before each answer.
 
 The access log is what requests and bytes are counted from, so every client is judged by the server.
 """
@@ -53,6 +53,8 @@ SERVER = """
         listen 127.0.0.1:{port} backlog=511;
         root {root};
         {delay}
+        limit_rate {bytes_per_second};
+        {locations}
     }}
 """
 
@@ -74,7 +76,20 @@ class Traffic:
 class Nginx:
     """Serves `root` while the `with` block runs, on one port per latency."""
 
-    def __init__(self, root: Path, folder: Path, latencies_ms: list[float]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        latencies_ms: list[float],
+        *,
+        bytes_per_second: int = 0,
+        locations: str = "",
+        probe: str = "info",
+    ) -> None:
+        """`bytes_per_second` limits each reply (0: nothing does). `locations` are further lines for each server.
+        `probe` is a file below `root`, asked for to see whether the server is up.
+        """
+        self._bytes_per_second, self._locations, self._probe = bytes_per_second, locations, probe
         self._folder = folder.resolve()
         self._root = root.resolve()
         self._ports = dict(zip(latencies_ms, _free_ports(len(latencies_ms)), strict=True))
@@ -131,7 +146,13 @@ class Nginx:
         folder = _lua_folder() if any(self._ports) else None
         modules = "\n".join(f"load_module {folder}/{name};" for name in LUA_MODULES) if folder else ""
         servers = "".join(
-            SERVER.format(port=port, root=self._root, delay=_delay(latency_ms))
+            SERVER.format(
+                port=port,
+                root=self._root,
+                delay=_delay(latency_ms),
+                bytes_per_second=self._bytes_per_second,
+                locations=self._locations,
+            )
             for latency_ms, port in self._ports.items()
         )
         user = "user root;" if os.geteuid() == 0 else ""  # the work folder may be readable by its owner alone
@@ -142,7 +163,7 @@ class Nginx:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                with urllib.request.urlopen(f"{self.url(latency_ms)}/info", timeout=START_SECONDS) as reply:
+                with urllib.request.urlopen(f"{self.url(latency_ms)}/{self._probe}", timeout=START_SECONDS) as reply:
                     reply.read()
             except OSError as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
@@ -171,7 +192,8 @@ def _nginx() -> str:
 
 
 def _lua_folder() -> str:
-    for folder in MODULE_FOLDERS:
+    beside_nginx = str(Path(_nginx()).parents[1] / "lib/nginx/modules")
+    for folder in (*MODULE_FOLDERS, beside_nginx):
         if all((Path(folder) / name).is_file() for name in LUA_MODULES):
             return folder
     raise CannotServe(
