@@ -7,13 +7,16 @@ STAMP := .venv/.complete
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test dev dev-live check clean
+.PHONY: help quickstart quickstart-all test dev dev-live check clean
 
 help: ## This list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 quickstart: $(STAMP) ## The main job, offline, on the sample origin; prints what it made
 	@scripts/quickstart.sh
+
+quickstart-all: $(STAMP) ## The same for all five publishers, with their metadata
+	@scripts/quickstart.sh all
 
 test: $(STAMP) ## The tests (not those marked slow or network)
 	@$(RUN) pytest -n 2

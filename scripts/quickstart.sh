@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# The main job, offline: a hemibrain-like volume served on 127.0.0.1, cropped, standardized, checked, catalogued.
-# Called by `make quickstart`. Ends with exit code 0 only if every step did; what failed says so in the last line.
+# The main job, offline, on the publishers in small that `em-assets sample` serves on 127.0.0.1.
+#   quickstart.sh        the hemibrain: cropped, standardized, checked, catalogued
+#   quickstart.sh all    all five publishers, with their metadata, in one run
+# Called by `make quickstart` and `make quickstart-all`. Ends with exit code 0 only if every step did; what failed says
+# so in the last line.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
@@ -12,13 +15,20 @@ step() { printf '\n$ %s\n' "$*"; "$@"; }
 step em-assets sample up
 exports=$(em-assets sample env) # on a line of its own: `eval "$(...)"` would hide a failure
 eval "$exports"
-step dagster asset materialize --select hemibrain_crop
+if [ "${1:-}" = all ]; then
+  names=$(basename -s .yaml "$EM_ASSETS_DATASETS"/*.yaml)
+  assets=metadata_catalog
+  for name in $names; do assets="$name,${name}_metadata,$assets"; done
+  shown=jrc_mus_nacc_2
+else
+  names=hemibrain_crop assets=hemibrain_crop shown=hemibrain_crop
+fi
+step dagster asset materialize --select "$assets"
 step em-assets sql "from overview"
 
+printf '\nWhat there is now\n'
+for name in $names; do printf '  %-15s %s\n' "$name" "$EM_ASSETS_ROOT/$name/volume.ome.zarr"; done
 cat <<EOF
-
-What there is now
-  the volume      $EM_ASSETS_ROOT/hemibrain_crop/volume.ome.zarr
   the catalogue   $EM_ASSETS_ROOT/metadata.duckdb
   Dagster's log   $DAGSTER_HOME
   the sample      still served; stop it with: em-assets sample down
@@ -26,7 +36,7 @@ What there is now
 What to try next, after this line in your shell:
   source .venv/bin/activate && eval "\$(em-assets sample env)"
 
-  em-assets view hemibrain_crop            look at it in Neuroglancer
+  em-assets view $shown            look at it in Neuroglancer
   em-assets sql "from levels"              ask the catalogue
   make dev                                 the same in Dagster's UI
 EOF

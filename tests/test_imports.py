@@ -18,17 +18,17 @@ PACKAGE = ROOT / "em_assets"
 
 LAYERS: list[set[str]] = [
     {"volume", "errors", "settings", "progress", "_default_target"},
-    {"store", "records", "fetch", "blocks.geometry", "datasets"},
+    {"store", "records", "fetch", "blocks.geometry", "datasets", "originals"},
     {"formats", "sources"},
     {"standardize", "catalog"},
     {"blocks"},
     {"checks"},
-    {"pipeline", "viewer"},
+    {"pipeline", "viewer", "export"},
     {"resources", "partitions"},
     {"assets"},
     {"automation"},
     {"definitions"},
-    {"cli", "dagster_child", "sample"},
+    {"cli", "dagster_child", "sample", "adding", "doctor"},
 ]
 """Lowest first, as in the README. A module imports its own layer and those below; the longest name decides."""
 
