@@ -40,6 +40,9 @@ REQUEST_AT_MOST = timedelta(minutes=30)
 """obstore's own 30 s would fail for ever where a large shard takes longer than that to move."""
 
 MULTIPART_ABOVE_BYTES = 64 * 2**20
+RETRIES = 20
+NO_SUCH_VERSION = f'"{"0" * 32}"'
+"""An ETag that no object has."""
 Data = bytes | bytearray | memoryview
 
 
@@ -200,43 +203,47 @@ class ObjectStore:
         self._bucket, self._prefix = bucket, prefix
         self.access = access or S3Access.from_environment()
         self._client: S3Store | None = None
+        self._heeds_conditions: bool | None = None
 
     @property
     def _s3(self) -> S3Store:
         if self._client is None:
-            from obstore.store import S3Store
-
-            given = {
-                "endpoint": self.access.endpoint_url,
-                "access_key_id": self.access.access_key_id,
-                "secret_access_key": self.access.secret_access_key,
-                "session_token": self.access.session_token,
-                "skip_signature": self.access.anonymous or None,
-            }
-            config: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-            config["region"] = self.access.region
-            with self._explained("", "used"):
-                self._client = S3Store(
-                    self._bucket,
-                    prefix=self._prefix or None,
-                    config=cast("S3Config", config),
-                    client_options={
-                        "allow_http": True,
-                        "connect_timeout": CONNECT_WITHIN,
-                        "read_timeout": SILENT_AT_MOST,
-                        "timeout": REQUEST_AT_MOST,
-                    },
-                    retry_config={
-                        "max_retries": 20,
-                        "retry_timeout": RETRY_FOR,
-                        "backoff": {
-                            "init_backoff": timedelta(seconds=0.2),
-                            "max_backoff": timedelta(seconds=5),
-                            "base": 2,
-                        },
-                    },
-                )
+            self._client = self._connect(RETRIES)
         return self._client
+
+    def _connect(self, retries: int) -> S3Store:
+        from obstore.store import S3Store
+
+        given = {
+            "endpoint": self.access.endpoint_url,
+            "access_key_id": self.access.access_key_id,
+            "secret_access_key": self.access.secret_access_key,
+            "session_token": self.access.session_token,
+            "skip_signature": self.access.anonymous or None,
+        }
+        config: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        config["region"] = self.access.region
+        with self._explained("", "used"):
+            return S3Store(
+                self._bucket,
+                prefix=self._prefix or None,
+                config=cast("S3Config", config),
+                client_options={
+                    "allow_http": True,
+                    "connect_timeout": CONNECT_WITHIN,
+                    "read_timeout": SILENT_AT_MOST,
+                    "timeout": REQUEST_AT_MOST,
+                },
+                retry_config={
+                    "max_retries": retries,
+                    "retry_timeout": RETRY_FOR,
+                    "backoff": {
+                        "init_backoff": timedelta(seconds=0.2),
+                        "max_backoff": timedelta(seconds=5),
+                        "base": 2,
+                    },
+                },
+            )
 
     @contextlib.contextmanager
     def _explained(self, path: str, what: str) -> Iterator[None]:
@@ -294,19 +301,67 @@ class ObjectStore:
         except FileNotFoundError:
             return None
 
-    def write_if_unchanged(self, path: str, data: Data, version: str | None) -> bool:
-        """Puts the object in place if it still is of this `version` (None: still absent). False if not."""
+    def read_version(self, path: str) -> tuple[bytes, str | None]:
+        """The whole object and the `version` it is of. Raises FileNotFoundError if there is none."""
+        import obstore
+
+        with self._explained(path, "read"):
+            reply = obstore.get(self._s3, _checked(path))
+            return bytes(reply.bytes()), reply.meta["e_tag"]
+
+    def write_if_unchanged(self, path: str, data: Data, version: str | None) -> str | None:
+        """Puts the object in place if it still is of this `version` (None: still absent).
+
+        Returns the new version; None if it is another's by now, or was this very write, repeated when its reply was
+        lost: `read_version` tells. Only of worth where `heeds_conditions`.
+        """
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         with self._explained(path, "written"):
             try:
-                obstore.put(
+                written = obstore.put(
                     self._s3, _checked(path), bytes(data), mode="create" if version is None else {"e_tag": version}
                 )
             except (AlreadyExistsError, PreconditionError):
+                return None
+        if written["e_tag"] is None:
+            raise Unavailable(
+                f"{self.uri(path)} was written, but its server does not name the version (no ETag): it cannot be known "
+                "who replaces it; use a server that does."
+            )
+        return written["e_tag"]
+
+    def heeds_conditions(self, path: str) -> bool:
+        """Whether the server takes a condition on a write for what it is; some refuse it, some write all the same.
+
+        Asked once, by a write to `path` that must not succeed: nothing may ever lie there.
+        """
+        from obstore.exceptions import GenericError
+
+        if self._heeds_conditions is None:
+            with self._explained(path, "written"):
+                try:
+                    # "not implemented" is a 5xx, which the usual client would try again for RETRY_FOR
+                    self._heeds_conditions = self._is_refused(self._connect(0), _checked(path))
+                except GenericError:
+                    self._heeds_conditions = self._is_refused(self._s3, path)
+        return self._heeds_conditions
+
+    def _is_refused(self, client: S3Store, path: str) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+
+        try:
+            obstore.put(client, path, b"", mode={"e_tag": NO_SUCH_VERSION})
+        except (AlreadyExistsError, PreconditionError):
+            return True
+        except GenericError as error:
+            if "501 Not Implemented" in str(error) or "<Code>NotImplemented</Code>" in str(error):
                 return False
-        return True
+            raise
+        obstore.delete(self._s3, path)
+        return False
 
     def size_bytes(self, path: str) -> int | None:
         import obstore

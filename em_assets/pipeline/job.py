@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, Protocol
 
 from em_assets.checks.volume import BLOCKING, CheckOutcome, StoredDataset, run_checks
@@ -17,12 +17,13 @@ from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Mismatch, Unavailable
 from em_assets.fetch.receipts import Receipt
 from em_assets.pipeline.locking import (
-    CLAIM_SETTLES_SECONDS,
     HEARTBEAT_SECONDS,
-    REMOTE_CLAIM_SETTLES_SECONDS,
     ClaimLost,
+    Hold,
     Log,
+    Overtaken,
     dataset_lock,
+    held_store,
     wait_for_writer,
 )
 from em_assets.pipeline.plan import Transfer, make_plan
@@ -136,11 +137,12 @@ class Job:
     """What the writer of a dataset holds."""
 
     def __init__(self, spec: DatasetSpec, settings: Settings, store: Store, log: Log) -> None:
-        self.spec, self.settings, self.store, self.log = spec, settings, store, log
-        self.folder = DatasetFolder(store, spec.name)
-        self.state = DatasetState.read(spec, store)
-        self.record = described(self.state.record, spec)
         self.run = uuid.uuid4().hex[:12]
+        self.hold = Hold(DatasetFolder(store, spec.name), self.run, log)
+        self.spec, self.settings, self.store, self.log = spec, settings, held_store(store, self.hold), log
+        self.folder = DatasetFolder(self.store, spec.name)
+        self.state = DatasetState.read(spec, self.store)
+        self.record = described(self.state.record, spec)
         self._lock, self._counting = threading.Lock(), threading.Lock()
         self._claimed = False
         self._started, self._started_at = monotonic(), now()
@@ -163,7 +165,7 @@ class Job:
     def set_status(self, status: Status, reason: str | None = None, **changes: Any) -> None:
         with self._lock:
             self.record = self.record.with_status(status, reason, run=self.run, **changes)
-            self.folder.write_record(self.record)
+            self.hold.write(self.record)
         if status == "saving-data" and not self._claimed:
             self._require_claim()
 
@@ -185,19 +187,15 @@ class Job:
             remove_group_metadata(self.folder.further(sub))
 
     def _require_claim(self) -> None:
-        """Where no lock holds, two that begin at one moment both claim; the one that wrote last goes on."""
-        is_remote = self.store.local_path(".locks") is None
-        sleep(REMOTE_CLAIM_SETTLES_SECONDS if is_remote else CLAIM_SETTLES_SECONDS)
-        found = self.folder.read_record()
-        if found is not None and found.heartbeat is not None and found.heartbeat.run != self.run:
-            raise ClaimLost(f"{self.spec.name}: another run took hold of it at the same moment; run again.")
+        self.hold.settle()
         self._claimed = True
 
     def beat(self) -> None:
+        """Says that the writer lives. Raises ClaimLost if another run has taken the dataset over, where that shows."""
         with self._lock:
             if self.record.status == "saving-data":
                 self.record = self.record.with_status("saving-data", run=self.run, timestamp=self.record.timestamp)
-                self.folder.write_record(self.record)
+                self.hold.write(self.record)
 
     def fetch(self, wanted: Sequence[str], reporter: Reporter) -> FetchResult:
         """Fetches those of `wanted` that are missing; failures are in the result, not raised."""
@@ -241,6 +239,7 @@ class Job:
             self.state = DatasetState.read(self.spec, self.store)
 
     def count_bytes(self, count: int) -> None:
+        self.hold.stop_if_lost()  # a download would otherwise go on for hours
         with self._counting:  # not the record's lock: a slow write of that must not hold up the network
             self.received_bytes += count
 
@@ -292,6 +291,8 @@ def writing(spec: DatasetSpec, settings: Settings, store: Store, log: Log) -> It
     with dataset_lock(store, spec.name, log):
         wait_for_writer(DatasetFolder(store, spec.name), log)
         job = Job(spec, settings, store, log)
+        if job.hold.lost is not None:
+            raise job.hold.lost
         store.remove_partials(spec.name)
         stop = threading.Event()
         beating = threading.Thread(target=_beat_until, args=(job, stop), name="heartbeat", daemon=True)
@@ -301,6 +302,9 @@ def writing(spec: DatasetSpec, settings: Settings, store: Store, log: Log) -> It
             yield job
         except BaseException as raised:
             error = raised
+            if job.hold.lost is not None and isinstance(raised, Exception | Overtaken):
+                error = job.hold.lost  # whatever went wrong since follows from it
+                raise error from None
             raise
         finally:
             stop.set()
@@ -311,7 +315,8 @@ def writing(spec: DatasetSpec, settings: Settings, store: Store, log: Log) -> It
 
 
 def _beat_until(job: Job, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_SECONDS):
+    while job.hold.lost is None and not stop.wait(HEARTBEAT_SECONDS):
+        # a lost claim ends the writer's own threads, with all that they do next
         with contextlib.suppress(Unavailable):
             job.beat()
 
