@@ -40,7 +40,9 @@ def em_assets(url: str, out: Path, start: Triple, stop: Triple) -> Path:
     spec = _spec(url, start, stop, reader.info.shape)
     store = open_store(settings.root)
     keys = [partition_key(index) for index in spec.shard_indices()]
-    _, failures = fetch_regions(DatasetFolder(store, spec.name), spec, reader, Box(start, stop), keys)
+    _, failures = fetch_regions(
+        DatasetFolder(store, spec.name), spec, reader, Box(start, stop), keys, with_levels_above=False
+    )
     if failures:
         raise next(iter(failures.values()))
     return out / spec.name / VOLUME / "0"

@@ -21,7 +21,10 @@ from em_assets.formats.reader import RegionOutcome, RegionVoxels, SampledVoxel
 from em_assets.volume import Box, VolumeInfo, Zyx, subtract, zyx
 
 T = TypeVar("T")
-SAMPLES_PER_REGION = 32
+SAMPLED_PLACES = 8
+SAMPLES_PER_PLACE = 4
+SAMPLED_EDGE = 16
+"""Of a place: its voxels lie together, because each chunk that holds one is decoded once more to compare it."""
 MAX_CHUNKS = 2**22
 """Of one call, those in several boxes counted once for each: their list alone has some gigabytes then."""
 MAX_BOX_BYTES = 64 * 2**30
@@ -62,7 +65,8 @@ def map_boxes(
     with ThreadPoolExecutor(workers) as pool:
         try:
             while todo or running:
-                while todo and len(running) < workers:
+                # more than can run: a worker does not wait for the one whose box came before
+                while todo and len(running) < 2 * workers:
                     box = todo.popleft()
                     running.append((box, pool.submit(one, box)))
                 box, future = running.popleft()
@@ -120,11 +124,28 @@ def _lies_in(boxes: Sequence[Box], position: Zyx) -> bool:
 
 
 def _positions(box: Box) -> list[Zyx]:
-    """Voxels to compare: random, but the same for the same box, and always its two extreme corners."""
+    """Voxels to compare: random, but the same for the same box, and always its two extreme corners.
+
+    They lie in a few places, the corners and random ones.
+    """
     chance = random.Random(str(box))  # noqa: S311  # not a secret
-    z, y, x = box.shape
-    places = [
-        zyx([a + chance.randrange(n) for a, n in zip(box.start, (z, y, x), strict=True)])
-        for _ in range(SAMPLES_PER_REGION - 2)
+    corners = [box.start, zyx([b - 1 for b in box.stop])]
+    places = [_somewhere(chance, box) for _ in range(SAMPLED_PLACES - len(corners))]
+    return [
+        at
+        for place in (*corners, *places)
+        for at in (place, *(_somewhere(chance, _cell(box, place)) for _ in range(SAMPLES_PER_PLACE - 1)))
     ]
-    return [box.start, zyx([b - 1 for b in box.stop]), *places]
+
+
+def _somewhere(chance: random.Random, box: Box) -> Zyx:
+    return zyx([chance.randrange(a, b) for a, b in zip(box.start, box.stop, strict=True)])
+
+
+def _cell(box: Box, position: Zyx) -> Box:
+    """The cell of the box that holds a position, counted from the box's corner as its chunks will be."""
+    local = subtract(position, box.start)
+    start = zyx([a + at // SAMPLED_EDGE * SAMPLED_EDGE for a, at in zip(box.start, local, strict=True)])
+    cell = Box.from_shape((SAMPLED_EDGE,) * 3, at=start).intersection(box)
+    assert cell is not None
+    return cell

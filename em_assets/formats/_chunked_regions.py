@@ -19,6 +19,7 @@ from em_assets.errors import Malformed
 from em_assets.fetch.hosts import Interrupt
 from em_assets.fetch.replies import NotThere, OnBytes, safe_url
 from em_assets.formats._precomputed_regions import SAMPLED_VOXELS, Layout, SampledChunks, SharedChunks, dice
+from em_assets.formats._rows import copy_rows
 from em_assets.formats._sharded import MISSING
 from em_assets.formats.reader import RegionVoxels, SampledVoxel
 from em_assets.volume import Box, Zyx, subtract, zyx
@@ -139,7 +140,7 @@ class RegionRun:
                     "publisher."
                 )
             self._shared.keep(row, chunk)
-        region.voxels[tuple(target)] = chunk[tuple(source)]
+        copy_rows(region.voxels[tuple(target)], chunk[tuple(source)])
         if reader.info.channels is None:  # a sampled voxel has no channel
             region.sampled.offer(cell, data)
 

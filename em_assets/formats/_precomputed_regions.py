@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from em_assets.errors import EmAssetsError
 from em_assets.fetch.http import Interrupt, NotThere, OnBytes, safe_url
+from em_assets.formats._rows import copy_rows
 from em_assets.formats._sharded import MISSING, ChunkPlaces
 from em_assets.formats.reader import RegionVoxels, SampledVoxel
 from em_assets.volume import Box, Zyx, subtract, zyx
@@ -203,7 +204,7 @@ class RegionRun:
             reader.data_encoding_met.add(met)
             chunk = reader.codec.decode(plain, zyx(shape), where, self._scratch())
             self._shared.keep(row, chunk)
-        region.voxels[tuple(target)] = chunk[tuple(source)]
+        copy_rows(region.voxels[tuple(target)], chunk[tuple(source)])
         region.sampled.offer(cell, data)
 
     def _scratch(self) -> NDArray[Any]:

@@ -142,9 +142,12 @@ class TiffReader:
         *,
         on_bytes: Callable[[int], None] | None = None,
     ) -> Iterator[RegionOutcome[T]]:
-        """Reads every box and calls `work` with it on a worker thread; boxes that share strips follow one another."""
+        """Reads every box and calls `work` with it on a worker thread, in order.
+
+        Where strips or tiles have to be decoded, the boxes that share them follow one another instead.
+        """
         return map_boxes(
-            sorted(boxes),
+            boxes if self._is_plain else sorted(boxes),
             self.read,
             work,
             sample=self.sampler,
@@ -156,8 +159,13 @@ class TiffReader:
     @property
     def sampler(self) -> Callable[[Zyx], float] | None:
         """A second way to a voxel; None for compressed and remote files, and those with channels."""
-        is_plain = all(page.layout.packing.compression == 1 for page in self._contents.pages)
-        return self._sample if is_plain and self._source.mapped() is not None and self.info.channels is None else None
+        is_known = self._is_plain and self.info.channels is None
+        return self._sample if is_known and self._source.mapped() is not None else None
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether pixels lie in the file as they are."""
+        return all(page.layout.packing.compression == 1 for page in self._contents.pages)
 
     def _sample(self, position: Zyx) -> float:
         """By arithmetic of its own, with the page's table of strips or tiles as it stands in the file."""

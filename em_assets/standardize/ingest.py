@@ -10,6 +10,8 @@ from em_assets.datasets.spec import Layout
 from em_assets.errors import Mismatch
 from em_assets.formats.reader import RegionVoxels, SampledVoxel, VolumeReader
 from em_assets.records import DatasetFolder, PartitionRecord, partition_index, partition_key
+from em_assets.standardize.above import Levels
+from em_assets.standardize.ascent import Ascent, by_family
 from em_assets.standardize.region import write_region
 from em_assets.volume import Box, Zyx, add, ceil_divide, subtract
 
@@ -26,6 +28,7 @@ def fetch_regions(
     *,
     inputs: tuple[str, ...] = (),
     source_url: str | None = None,
+    with_levels_above: bool = True,
     on_bytes: Callable[[int], None] | None = None,
     on_region: Callable[[PartitionRecord], None] | None = None,
 ) -> tuple[list[PartitionRecord], dict[str, Exception]]:
@@ -35,9 +38,12 @@ def fetch_regions(
     the publisher does not have whole is an error of that region; with `fill`, what it does not have is its fill value.
     One that fails does not stop the others; only a publisher that cannot be reached at all does (Unavailable).
     `inputs` are what the voxels are made from, where files were received; `source_url` is where those were published.
-    `on_bytes` may be called from any thread.
+    `with_levels_above` also makes the shards above of which all that is under them is among these, while it is in
+    memory; as far as that fits, and `build_pyramid` makes the others. `on_bytes` may be called from any thread.
     """
     corner = subtract((0, 0, 0), crop_box.start)
+    indices = by_family(map(partition_index, keys))
+    ascent = Ascent(Levels.of(folder, spec), indices if with_levels_above else ())
 
     def index_of(box: Box) -> Zyx:
         return ceil_divide(box.shifted(corner).start, spec.output.shard)  # exact: regions are whole shards
@@ -53,12 +59,14 @@ def fetch_regions(
         samples, fills = region.samples, spec.missing_policy == "fill"
         if fills:
             samples += _filled(region)
-        return write_region(
+        index = index_of(region.box)
+        missing = [] if fills else [box.shifted(corner) for box in absent]
+        record = write_region(
             folder,
             spec,
-            index_of(region.box),
+            index,
             region.voxels,
-            missing=() if fills else [box.shifted(corner) for box in absent],
+            missing=missing,
             filled_source_chunks=len(absent) if fills else 0,
             samples=[replace(sample, position=add(sample.position, corner)) for sample in samples],
             source_url=source_url or region.source_url,
@@ -66,9 +74,15 @@ def fetch_regions(
             received_bytes=0 if inputs else region.received_bytes,  # what is here came over no network
             inputs=inputs,
             started=monotonic(),
+            meanwhile=lambda: ascent.take(spec.shard_box(index), index, region.voxels, missing),
         )
+        if fills and not region.received_bytes:
+            ascent.give_up(index)  # only filled: should the publisher have nothing at all, it is taken back
+        else:
+            ascent.arrived(record, index)
+        return record
 
-    boxes = [spec.shard_box(partition_index(key)).shifted(crop_box.start) for key in keys]
+    boxes = [spec.shard_box(index).shifted(crop_box.start) for index in indices]
     records, errors = [], {}
     for outcome in reader.map_regions(boxes, store, on_bytes=on_bytes):
         if outcome.value is not None:
@@ -76,6 +90,7 @@ def fetch_regions(
             if on_region is not None:
                 on_region(outcome.value)
         elif outcome.error is not None:
+            ascent.give_up(index_of(outcome.box))
             errors[partition_key(index_of(outcome.box))] = outcome.error
     return sorted(records, key=lambda record: record.key), errors
 

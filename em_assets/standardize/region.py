@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from time import monotonic
 from typing import Any
@@ -43,13 +43,15 @@ def write_region(
     received_bytes: int = 0,
     inputs: tuple[str, ...] = (),
     started: float | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> PartitionRecord:
     """Stores the voxels of one shard of level 0 (`spec.shard_box(index)`), verifies and records them.
 
     `missing` (parts the publisher does not have, not overlapping, where `voxels` is 0) and `samples` (what the source
     says of some voxels, decoded another way) are in voxels of the stored volume; `source_box` is in the publisher's.
     `filled_source_chunks` says how many of the publisher's chunks count as real only because the spec has them filled.
-    `started` is the `time.monotonic()` from which the record's `seconds` count (default: now).
+    `started` is the `time.monotonic()` from which the record's `seconds` count (default: now). `meanwhile` is called
+    while the disk or the server takes the object.
 
     The record is written after the object. Nothing of the shard is left where the read-back object differs from a
     sample, and no record where anything fails; a region that is wholly missing has a record and no object. Raises
@@ -65,7 +67,15 @@ def write_region(
     key = partition_key(index)
     folder.delete_partition_record(0, key)  # of other bytes: it must never describe these
     write_level_metadata(folder, spec, 0)
-    objects = write_shard(folder, form, 0, index, voxels=voxels, absent=absent_chunks(form, presence, 0, box))
+    statistics: VoxelStatistics | None = None
+
+    def count() -> None:
+        nonlocal statistics
+        statistics = _statistics(presence, box, voxels)
+        meanwhile()
+
+    absent = absent_chunks(form, presence, 0, box)
+    objects = write_shard(folder, form, 0, index, voxels=voxels, absent=absent, meanwhile=count)
     comparison = _compare(folder, form, index, box, samples) if objects else None
     record = PartitionRecord(
         key=key,
@@ -79,7 +89,7 @@ def write_region(
         source_box=source_box,
         received_bytes=received_bytes,
         inputs=inputs,
-        statistics=_statistics(presence, box, voxels),
+        statistics=statistics,
         comparison=comparison,
         written_at=now(),
         tool=tool(),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from em_assets.datasets.spec import Layout
 from em_assets.errors import Malformed
+from em_assets.formats._rows import copy_rows
 from em_assets.volume import Box, Zyx, ceil_divide, multiply
 
 Read = Callable[[int, int], "bytes | memoryview"]
@@ -88,7 +89,7 @@ def encode_shard(voxels: NDArray[Any], form: ShardFormat, absent: Collection[Zyx
         part = voxels[Box.from_shape(form.chunk, at=multiply(at, form.chunk)).slices]
         if part.shape != form.chunk:
             chunk[...] = 0
-        chunk[tuple(slice(n) for n in part.shape)] = part
+        copy_rows(chunk[tuple(slice(n) for n in part.shape)], part)
         data = compress(chunk.data.cast("B"))
         index[at] = len(encoded), len(data)
         encoded += data

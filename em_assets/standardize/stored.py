@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -28,13 +30,25 @@ def write_shard(
     *,
     voxels: NDArray[Any],
     absent: Collection[Zyx] = (),
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[StoredObject, ...]:
-    """Encodes and stores one shard, atomically. Where every chunk is `absent`, removes the object and returns ()."""
+    """Encodes and stores one shard, atomically. Where every chunk is `absent`, removes the object and returns ().
+
+    Calls `meanwhile`, which uses the time until the disk or the server has it.
+    """
+    path = shard_path(folder, level, index)
     whole = Box.from_shape((voxels.shape[0], voxels.shape[1], voxels.shape[2]))
     if all(at in absent for at in whole.cells(form.chunk)):
-        folder.store.delete(folder.path(shard_path(folder, level, index)))
+        folder.store.delete(folder.path(path))
+        meanwhile()
         return ()
-    return (folder.write(shard_path(folder, level, index), encode_shard(voxels, form, absent)),)
+    data = encode_shard(voxels, form, absent)
+    with ThreadPoolExecutor(1) as writer:
+        written = writer.submit(folder.store.write, folder.path(path), data)
+        digest = hashlib.sha256(data).hexdigest()
+        meanwhile()
+        written.result()
+    return (StoredObject(path=path, size_bytes=len(data), sha256=digest),)
 
 
 def open_shard(folder: DatasetFolder, form: ShardFormat, level: int, index: Zyx) -> ShardReader | None:
