@@ -41,13 +41,13 @@ def publish(folder: Path, volume: np.ndarray | None = None, **options: Any) -> n
 def write_spec(folder: Path, url: str, *, name: str = "small", **changes: Any) -> DatasetSpec:
     """A spec file for the published volume; `crop`, `expected`, `output`, `source` entries are merged into it."""
     spec = yaml.safe_load((PACKAGED_DATASETS / "hemibrain_crop.yaml").read_text())
-    spec |= {"name": name, "title": "A small volume", "publisher": "test"}
+    spec |= {"name": name, "title": "A small volume", "publisher": "test", "claims": []}
     spec["source"] = {"kind": "precomputed", "url": f"{url}/{PATH}", "level": 0}
     spec["crop"] = {"shape": list(CROP_SHAPE), "seed": 3}
     spec["expected"]["source_shape"] = list(SOURCE_SHAPE)
     spec["output"] = {"shard": [64, 64, 64], "chunk": [32, 32, 32]}
     for key, value in changes.items():
-        spec[key] = {**spec[key], **value} if isinstance(value, dict) else value
+        spec[key] = {**spec.get(key, {}), **value} if isinstance(value, dict) else value
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(spec, sort_keys=False))

@@ -359,7 +359,7 @@ def test_a_name_is_a_plain_word(tmp_path, name):
     assert "use lower-case letters, digits and _" in message
 
 
-@pytest.mark.parametrize("name", ["class", "type", "config", "metadata_catalog"])
+@pytest.mark.parametrize("name", ["class", "type", "config", "metadata_catalog", "ro_crates"])
 def test_a_reserved_name_is_refused(tmp_path, name):
     """Names that the platform or Dagster needs for itself are refused here, with the line."""
     with pytest.raises(Malformed, match=f"line 1: name is '{name}': this word is reserved"):
@@ -369,7 +369,8 @@ def test_a_reserved_name_is_refused(tmp_path, name):
 def test_dagster_takes_every_name_that_a_spec_may_have():
     """What Dagster refuses as the name of an asset is on the list of reserved names."""
     dagster = pytest.importorskip("dagster")
-    for name in spec_module.RESERVED_NAMES - {"metadata_catalog"}:
+    ours = {"metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates"}
+    for name in spec_module.RESERVED_NAMES - ours:
         if re.match(NAME_PATTERN, name):
             with pytest.raises(dagster.DagsterError):
                 dagster.OpDefinition(lambda: None, name=name)
@@ -625,7 +626,8 @@ def test_definitions_and_catalogue_hold_the_good_ones(one_is_bad, monkeypatch, c
     with caplog.at_level(logging.WARNING):
         loaded = definitions._load()
     assets = {key.to_user_string() for key in loaded.resolve_all_asset_keys()}
-    assert assets == {"metadata_catalog", "small", "small_chunks", "small_metadata"}
+    exports = {"metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates"}
+    assert assets == {"small", "small_chunks", "small_metadata", *exports}
     assert f"dataset broken is left out: {one_is_bad}" in caplog.text
     assert note.read_text() == f"{one_is_bad}\n"
     specs, _ = load_sound_specs([tmp_path / "specs"])
@@ -854,7 +856,7 @@ def test_every_key_is_in_one_of_the_two_tables():
         keys = {f"{name}.{key}" for model in nested.get(name, ()) for key in model.model_fields}
         unsorted |= keys or {name}
     given_elsewhere = {
-        *("publisher", "source_id", "modality", "sample", "instrument"),  # words, like title
+        *("publisher", "source_id", "modality", "sample", "instrument", "overrides"),  # words, like title
         *("source.kind", "source.files", "crop.origin", "crop.origin_nm"),  # see the other tests
         "expected.file_size_bytes",  # what is checked, not what is made
     }

@@ -318,7 +318,19 @@ class Document(SpecModel):
     """Its name below `documents/`."""
     url: DocumentAddress
     """May have a query."""
-    kind: Literal["json", "idr_image", "omero_image", "idr_annotations", "empiar_entry", "xml", "text", "html"]
+    kind: Literal[
+        "json",
+        "idr_image",
+        "omero_image",
+        "idr_annotations",
+        "idr_study",
+        "empiar_entry",
+        "empiar_xml",
+        "table",
+        "xml",
+        "text",
+        "html",
+    ]
     """How it is read, and what is checked before it is believed."""
     first: tuple[DocumentAddress, ...] = ()
     """Addresses to ask first in the same session (IDR hands out a cookie that way)."""

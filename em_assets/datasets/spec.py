@@ -57,7 +57,7 @@ MAX_CHUNK_BYTES = 64 * 2**20
 MAX_SHARD_CHUNKS = 2**18
 """A shard ends with 16 bytes for each of its chunks, which every reader of one voxel reads."""
 RESERVED_NAMES = frozenset(keyword.kwlist) | {
-    "metadata_catalog",  # our own asset
+    *("metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates"),  # our own assets
     # Dagster refuses these (and Python's keywords) as the name of an asset.
     *("arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict"),
     *("int", "meta", "output", "output_arg_dict", "str", "type"),
@@ -275,6 +275,9 @@ class StatedClaim(SpecModel):
     """As it is stated: text, a number, a truth value, or several numbers."""
     url: Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(web_address)] | None = None
     """Where it is stated."""
+    by: Literal["publisher", "third party", "curator"] = "publisher"
+    """Who states it. What a third party says is shown beside what was chosen, and never chosen; `curator` is whoever
+    wrote the spec."""
     note: Text | None = None
     """How sure it is, or what contradicts it."""
 
@@ -285,6 +288,15 @@ class StatedClaim(SpecModel):
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise ValueError("expected text, a truth value, or finite numbers")
         return value
+
+
+class Override(SpecModel):
+    """A person's decision on a field of the catalogue, against what the publisher and the files say."""
+
+    value: str | int | float
+    """In the field's own unit and form, as the catalogue's table `vocabulary` has them."""
+    reason: Text
+    """Why; it is shown with the value."""
 
 
 class DatasetSpec(SpecModel):
@@ -323,6 +335,8 @@ class DatasetSpec(SpecModel):
 
     claims: tuple[StatedClaim, ...] = ()
     """Statements of pages and people, also those that turned out wrong: the catalogue shows who states what."""
+    overrides: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,99}$")], Override] = Field(default_factory=dict)
+    """Decisions on fields of the catalogue, by the field's name: they go before everything that is claimed."""
 
     source: Source
     """Where the publisher serves it, and in which form."""
