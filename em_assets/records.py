@@ -19,6 +19,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from em_assets.datasets.fields import NAME_PATTERN
 from em_assets.errors import Malformed
+from em_assets.fetch.receipts import RECEIPT_SUFFIX
 from em_assets.store import Store, process_is_alive, process_start
 from em_assets.volume import Box, Zyx, zyx
 
@@ -26,8 +27,12 @@ R = TypeVar("R", bound="_Record")
 VOLUME = "volume.ome.zarr"
 FURTHER_RECORDS = "records/volumes"
 """Records of further volumes, a folder for each."""
+DOCUMENTS = "documents"
+"""Publishers' replies and pages, and the metadata of chunked volumes, a receipt beside each."""
 OBJECTS_RECORDS = "original_records"
 """Records of published objects that are kept byte for byte below `original/`."""
+DOCUMENTS_MISSING = "documents_missing.json"
+"""Why publishers' documents could not be had, by path, when they were last asked for."""
 Status = Literal["listed", "saving-data", "interrupted", "complete", "error"]
 READS_AT_ONCE = 16
 HEARTBEAT_STALE_AFTER = timedelta(minutes=2)
@@ -128,6 +133,18 @@ class ObjectsRecord(_Record):
     received_bytes: int
     seconds: float
     written_at: AwareDatetime
+
+
+class DocumentReceipt(_Record):
+    """One document, as it was received: a publisher's reply or page, or a metadata document of a chunked volume."""
+
+    path: str
+    """Relative to the dataset's folder."""
+    url: str
+    """As the spec has it: specs hold no user and no password."""
+    size_bytes: int
+    sha256: str
+    retrieved_at: AwareDatetime
 
 
 class Heartbeat(_Record):
@@ -261,6 +278,30 @@ class DatasetFolder:
 
     def uri(self, relative: str) -> str:
         return self.store.uri(self.path(relative))
+
+    # Documents.
+
+    def documents(self) -> list[str]:
+        """Every document that is here, relative to the dataset's folder; their receipts are none."""
+        prefix = self.path("")
+        listed = (path.removeprefix(prefix) for path, _ in self.store.list(self.path(DOCUMENTS)))
+        return [path for path in listed if not path.endswith(RECEIPT_SUFFIX)]
+
+    def write_document(self, relative: str, data: bytes, url: str) -> None:
+        """Puts a document in place that was received just now, then its receipt."""
+        stored = self.write(relative, data)
+        receipt = DocumentReceipt(url=url, retrieved_at=now(), **stored.model_dump())
+        self.store.write(self.path(relative + RECEIPT_SUFFIX), _dump(receipt))
+
+    def read_document_receipt(self, relative: str) -> DocumentReceipt | None:
+        """None if there is none that can be read: the document was kept by an earlier version.
+
+        It is the document's only if that has its sha256: one of them may have been replaced a moment ago.
+        """
+        try:
+            return _read(self, relative + RECEIPT_SUFFIX, DocumentReceipt)
+        except Malformed:
+            return None
 
     # The dataset's own record.
 

@@ -121,6 +121,11 @@ class Claim:
     document: str
     """Path of the stored raw document, relative to the dataset's folder."""
     url: str
+    """Where that came from; empty where somebody wrote it who names no address."""
+    extractor: str
+    """What read the document: `empiar_entry`, `dm`, `tiff`, `zarr` ... decides what the key means."""
+    unit: str | None = None
+    """Of the value, where the key says it; None where it does not."""
 
 
 def zyx(values: tuple[int, ...] | list[int]) -> Zyx:

@@ -1,6 +1,9 @@
 """Fixtures that any test may ask for. Markers are registered in pyproject.toml."""
 
+import atexit
 import os
+import shutil
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -10,10 +13,12 @@ ROOT = Path(__file__).parents[1]
 """The repository."""
 
 # A test configures what it needs itself. A shell switched to the sample, a real store or real credentials must not
-# reach it, and loopback servers must not be looked for behind a proxy.
+# reach it, nor must it leave anything in a person's cache; loopback servers are not to be looked for behind a proxy.
 for _name in list(os.environ):
     if _name.startswith(("EM_ASSETS_", "DAGSTER_", "AWS_")) and _name != "EM_ASSETS_REALDATA":
         del os.environ[_name]
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="em_assets_cache_")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
@@ -23,6 +28,15 @@ def realdata() -> Path:
     folder = Path(os.environ.get("EM_ASSETS_REALDATA") or ROOT / "../shared/realdata").resolve()
     if not folder.is_dir():
         pytest.skip(f"no real EM files at {folder}; EM_ASSETS_REALDATA names their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def payloads() -> Path:
+    """The folder of publishers' real replies and headers, `payloads` beside the real files, or a skip."""
+    folder = Path(os.environ.get("EM_ASSETS_REALDATA") or ROOT / "../shared/realdata").resolve().parent / "payloads"
+    if not folder.is_dir():
+        pytest.skip(f"no publishers' replies and headers at {folder}; they lie beside EM_ASSETS_REALDATA")
     return folder
 
 

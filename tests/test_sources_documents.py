@@ -14,7 +14,14 @@ from em_assets.fetch.http import HttpClient
 from em_assets.formats._json import MAX_JSON_BYTES
 from em_assets.settings import PACKAGED_DATASETS, Settings
 from em_assets.sources import describe
-from em_assets.sources.claims import CUT, MAX_CLAIMS, MAX_VALUE_CHARACTERS, claims_of, claims_of_tags
+from em_assets.sources.claims import (
+    CUT,
+    MAX_CLAIMS,
+    MAX_VALUE_CHARACTERS,
+    SPEC_DOCUMENT,
+    claims_of,
+    claims_of_tags,
+)
 from em_assets.sources.document_kinds import require_document
 from em_assets.sources.documents import fetch_documents
 from fault_server import RawServer, reply
@@ -26,6 +33,9 @@ URLS = {
     "omero_image": "https://idr.openmicroscopy.org/api/v0/m/images/9846137/",
     "idr_annotations": "https://idr.openmicroscopy.org/webclient/api/annotations/?type=map&image=9846137",
     "empiar_entry": "https://www.ebi.ac.uk/empiar/api/entry/EMPIAR-11759/",
+    "empiar_xml": "https://ftp.ebi.ac.uk/empiar/world_availability/11759/11759.xml",
+    "idr_study": "https://raw.githubusercontent.com/IDR/idr0086-miron-micrographs/HEAD/idr0086-study.txt",
+    "table": "https://raw.githubusercontent.com/IDR/idr0086-miron-micrographs/HEAD/annotation.csv",
 }
 
 
@@ -86,8 +96,10 @@ def by_key(claims):
             "/EMPIAR-11759/imagesets/0/pixel_width",
             80.0,
         ),
+        ("idr/idr0086-study.txt", document("idr_study"), "/Study DOI/0", "10.1126/sciadv.aba8811"),
+        ("idr/idr0086-experimentD-annotation.csv", document("table"), "/rows/0/Characteristics [Cell Line]", "HeLa"),
     ],
-    ids=["imgData", "imgData of another", "annotations", "entry, text", "entry by number"],
+    ids=["imgData", "imgData of another", "annotations", "entry, text", "entry by number", "study", "annotation table"],
 )
 def test_publishers_own_replies_are_believed_and_quoted_exactly(payloads, file, asked, key, value):
     """B30, B31: a width that is text stays text, a null is None, a float keeps all its digits."""
@@ -155,6 +167,22 @@ REFUSED = {
     "B33 duplicate keys": ("json", b'{"a": 1, "a": 2}', "'a' is given twice"),
     "B33 invalid UTF-8": ("json", b'{\n"a": "\xff"}', "line 2: not UTF-8"),
     "B33 not JSON": ("json", b"ERROR 12 No entries found", "line 1 column 1: not JSON.*ERROR 12"),
+    "B30 XML of another accession": (
+        "empiar_xml",
+        b'<entry accessionCode="EMPIAR-10392"/>',
+        "'EMPIAR-10392', but EMPIAR-11759 was asked for",
+    ),
+    "B30 XML without an accession": ("empiar_xml", b"<entry/>", "/entry/@accessionCode is not there"),
+    "B30 XML that is no entry": ("empiar_xml", b"<html a='b'>Moved</html>", "expected an EMPIAR entry"),
+    "another study": (
+        "idr_study",
+        b"Comment[IDR Study Accession]\tidr0001\nStudy Title\tx",
+        "'idr0001', but idr0086 was asked for",
+    ),
+    "no study": ("idr_study", b"Name\tx", "no key that begins with Study"),
+    "a study that is not UTF-8": ("idr_study", b"Study Title\ta\nb\t\xff", "line 2: not UTF-8"),
+    "a table of a header only": ("table", b"a,b\n", "has no row"),
+    "a table that is not UTF-8": ("table", b"a,b\n\xff,1", "line 2: not UTF-8"),
     "empty": ("json", b" \n", "answered with nothing"),
     "XML with a DTD": ("xml", b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "document type"),
     "XML with an unknown entity": ("xml", b"<a>&b;</a>", "line 1 column 4: not XML"),
@@ -265,10 +293,10 @@ def test_a_text_becomes_its_lines(payloads):
 
 def test_claims_are_bounded_and_say_so():
     """A file with a million tags gives 5,000 claims and one that says that there were more."""
-    claims = claims_of_tags(((f"/{n}", n) for n in range(10**6)), "original/a.dm3", "u")
+    claims = list(claims_of_tags(((f"/{n}", n) for n in range(10**6)), "original/a.dm3", "u", "dm"))
     assert len(claims) == MAX_CLAIMS + 1
     assert claims[-1].key == CUT and "5000" in str(claims[-1].value)
-    exactly = claims_of_tags(((f"/{n}", n) for n in range(MAX_CLAIMS)), "original/a.dm3", "u")
+    exactly = list(claims_of_tags(((f"/{n}", n) for n in range(MAX_CLAIMS)), "original/a.dm3", "u", "dm"))
     assert len(exactly) == MAX_CLAIMS and exactly[-1].key != CUT
 
 
@@ -294,25 +322,30 @@ def test_every_value_can_be_stored(value, kept):
 
 
 def test_describe_joins_the_spec_and_its_documents():
-    """Stated claims come without a document; stored ones with theirs; a document the spec does not name is silent."""
+    """What a page was read for has its address, and so has a document; one that the spec does not name is silent."""
     spec = spec_with("epfl_hippocampus")
     page = b"<html><title>Data</title></html>"
     claims = describe(spec, {"documents/page.html": page, "documents/other.html": page, "documents/info.json": b"{"})
-    stated = [claim for claim in claims if claim.document == "spec"]
-    assert [claim.key for claim in stated] == ["volume_shape", "organism", "organism"]
-    assert [claim.url for claim in stated] == ["https://www.epfl.ch/labs/cvlab/data/data-em/", "", ""]
-    assert [(c.key, c.value, c.document) for c in claims if c.document != "spec"] == [
-        ("/title", "Data", "documents/page.html")
+    address = "https://www.epfl.ch/labs/cvlab/data/data-em/"
+    assert [(c.key, c.value, c.document, c.url, c.extractor) for c in claims if c.extractor != "spec"] == [
+        ("/title", "Data", "documents/page.html", address, "html")
     ]
-    assert claims[-1].url == "https://www.epfl.ch/labs/cvlab/data/data-em/"
+    of_spec = {claim.key: claim for claim in claims if claim.extractor == "spec"}
+    assert {claim.document for claim in of_spec.values()} == {SPEC_DOCUMENT}
+    assert (of_spec["/title"].value, of_spec["/title"].url) == (spec.title, "")
+    keys = [claim.key for claim in spec.claims]
+    assert [of_spec[f"/claims/{n}/key"].value for n in range(len(keys))] == keys
+    for number, stated in enumerate(spec.claims):
+        assert of_spec[f"/claims/{number}/by"].value == stated.by
+        assert of_spec[f"/claims/{number}/by"].url == (stated.url or "")
 
 
 def test_several_numbers_are_several_claims():
     spec = spec_with(claims=[{"key": "voxel_size_nm", "value": [20.0, 20.0, 22.0]}])
-    assert [(c.key, c.value) for c in describe(spec, {})] == [
-        ("voxel_size_nm/0", 20.0),
-        ("voxel_size_nm/1", 20.0),
-        ("voxel_size_nm/2", 22.0),
+    assert [(c.key, c.value, c.unit) for c in describe(spec, {}) if "/value" in c.key] == [
+        ("/claims/0/value/0", 20.0, "nm"),
+        ("/claims/0/value/1", 20.0, "nm"),
+        ("/claims/0/value/2", 22.0, "nm"),
     ]
 
 
@@ -324,6 +357,7 @@ def test_describe_reads_the_metadata_of_chunked_sources():
     found = [claim for claim in claims if claim.document == stored]
     url = "s3://janelia-cosem-datasets/jrc_mus-nacc-2/jrc_mus-nacc-2.zarr/recon-2/em/fibsem-int16/s0/.zarray"
     assert [(claim.key, claim.value, claim.url) for claim in found] == [("/zarr_format", 2, url)]
+    assert found[0].extractor == "zarr"
 
 
 def test_a_damaged_stored_document_is_named():

@@ -1,8 +1,11 @@
 """Publishers of files: which there are and where, the volumes they hold in any order of axes, and comparing two."""
 
+import gc
 import hashlib
 import itertools
+import weakref
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -197,21 +200,113 @@ def test_a_file_of_another_size_is_not_opened(tmp_path):
 
 
 def test_a_series_of_files_is_one_volume(tmp_path):
-    """Slices in the order of their numbers; what each says of itself is claimed for that file."""
+    """Slices in the order of their numbers."""
     whole = volume((4, 13, 17))
     (tmp_path / "deep").mkdir()
     for z, plane in enumerate(whole):
-        write_tiff(tmp_path / f"deep/slice_{z + 8}.tif", plane[None], **({"min": 7.5} if z == 1 else {}))
+        write_tiff(tmp_path / f"deep/slice_{z + 8}.tif", plane[None])
     spec = small_spec(["deep/slice_{8..11}.tif"], whole.shape)
     reader = open_main(spec, bytes_in(tmp_path), QUICK)
     assert np.array_equal(reader.read(), whole)
-    claims = claims_of_files(spec, bytes_in(tmp_path), QUICK)
-    widths = [claim for claim in claims if claim.key == "/0/ImageWidth"]
-    assert [(c.value, c.document, c.url) for c in widths] == [
-        (17, "original/deep/slice_8.tif", "https://host/a%20b/deep/slice_8.tif")
+
+
+def slices(folder, count=12):
+    """(voxels, spec) of a series of TIFFs, numbered without leading zeros; the second says something of its own."""
+    whole = volume((count, 13, 17))
+    (folder / "deep").mkdir()
+    for z, plane in enumerate(whole):
+        write_tiff(folder / f"deep/slice_{z + 1}.tif", plane[None], **({"min": 7.5} if z == 1 else {}))
+    return whole, small_spec([f"deep/slice_{{1..{count}}}.tif"], whole.shape)
+
+
+def test_every_file_of_a_series_says_all_that_it_says(tmp_path):
+    """Each with its own address, in the order of their numbers, and how many pages it has."""
+    _, spec = slices(tmp_path)
+    claims = list(claims_of_files(spec, bytes_in(tmp_path), QUICK))
+    assert {claim.extractor for claim in claims} == {"tiff"}
+    for key, value in {"/0/ImageWidth": 17, "/pages": 1}.items():
+        found = [(c.value, c.document, c.url) for c in claims if c.key == key]
+        names = [f"deep/slice_{number}.tif" for number in range(1, 13)]
+        assert found == [(value, f"original/{name}", f"https://host/a%20b/{name}") for name in names]
+    said = [c.document for c in claims if c.key == "/0/ImageDescription/min" and c.value == "7.5"]
+    assert said == ["original/deep/slice_2.tif"]
+
+
+def test_only_the_files_that_are_here_are_read(tmp_path):
+    """Half a download is described as far as it goes; what is absent is not opened."""
+    _, spec = slices(tmp_path)
+    (tmp_path / "deep/slice_12.tif").unlink()
+    here = {"deep/slice_2.tif", "deep/slice_10.tif"}
+    claims = claims_of_files(spec, bytes_in(tmp_path), QUICK, here)
+    assert list(dict.fromkeys(claim.document for claim in claims)) == [
+        "original/deep/slice_2.tif",
+        "original/deep/slice_10.tif",
     ]
-    (said,) = [c for c in claims if c.document.endswith("slice_9.tif") and c.key == "/0/ImageDescription"]
-    assert "min=7.5" in said.value
+
+
+def test_one_file_is_open_at_a_time(tmp_path):
+    """Claims come while files are read, and a file is let go before the next: a thousand need no more memory."""
+    _, spec = slices(tmp_path)
+    opened = []
+
+    def bytes_of(path):
+        opened.append(weakref.ref(source := LocalBytes(tmp_path / path)))
+        return source
+
+    for claim in claims_of_files(spec, bytes_of, QUICK):
+        assert claim.document == f"original/deep/slice_{len(opened)}.tif"
+        if claim.key == "/0/ImageWidth":
+            gc.collect()
+            assert sum(source() is not None for source in opened) == 1
+
+
+def test_pages_that_say_the_same_say_it_once(tmp_path):
+    """Of a stack: every tag of the first page, of later ones what differs; and the number of pages."""
+    stack = volume((5, 13, 17))
+    with tifffile.TiffWriter(tmp_path / "stack.tif") as writer:
+        for number, plane in enumerate(stack):
+            writer.write(plane, contiguous=False, metadata=None, software="one" if number < 4 else "another")
+    spec = small_spec(["stack.tif"], stack.shape)
+    claims = list(claims_of_files(spec, bytes_in(tmp_path), QUICK))
+    found = {claim.key: claim.value for claim in claims}
+    assert found["/pages"] == 5 and claims[0].key == "/pages"
+    assert [key for key in found if key.endswith("/ImageWidth")] == ["/0/ImageWidth"]
+    assert {key: value for key, value in found.items() if key.endswith("/Software")} == {
+        "/0/Software": "one",
+        "/4/Software": "another",
+    }
+
+
+def test_two_arrays_of_one_file_are_one_document(tmp_path):
+    """What the groups say that both lie in is there once; what each says is there under its own path."""
+    with h5py.File(tmp_path / "both.h5", "w") as file:
+        group = file.create_group("volumes")
+        group.attrs["instrument"] = "FIB-SEM"
+        for name, unit in {"raw": "nm", "labels": "µm"}.items():
+            group.create_dataset(name, data=volume((3, 4, 5))).attrs["unit"] = unit
+    labels = {
+        "source": {"files": ["both.h5"], "dataset": "volumes/labels"},
+        "content": "labels",
+        "shape": [3, 4, 5],
+        "dtype": "uint8",
+        "voxel_size_nm": [20.0] * 3,
+    }
+    main = {"files": ["both.h5"], "dataset": "volumes/raw"}
+    spec = small_spec(["both.h5"], (3, 4, 5), volume=main, volumes={"labels": labels})
+    claims = list(claims_of_files(spec, bytes_in(tmp_path), QUICK))
+    assert {(claim.document, claim.extractor) for claim in claims} == {("original/both.h5", "hdf5")}
+    assert [(claim.key, claim.value) for claim in claims] == [
+        ("/volumes@instrument", "FIB-SEM"),
+        ("/volumes/raw@unit", "nm"),
+        ("/volumes/labels@unit", "µm"),
+    ]
+
+
+def test_a_file_of_another_size_states_nothing(tmp_path):
+    write_tiff(tmp_path / "main.tif", volume())
+    spec = small_spec([{"path": "main.tif", "size_bytes": 10}], (11, 13, 17))
+    with pytest.raises(Mismatch, match="the spec expects 10"):
+        list(claims_of_files(spec, bytes_in(tmp_path), QUICK))
 
 
 @pytest.mark.parametrize("axes", AXES)

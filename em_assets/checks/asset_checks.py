@@ -29,12 +29,13 @@ def build_volume_checks(
     def volume_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         selected = {key.name for key in context.selected_asset_check_keys}
         for outcome in run(context, [check for check in every if check in selected]):
-            yield _result(name, outcome)
+            yield check_result(name, outcome)
 
     return volume_checks
 
 
-def _result(asset: str, outcome: CheckOutcome) -> dg.AssetCheckResult:
+def check_result(asset: str, outcome: CheckOutcome) -> dg.AssetCheckResult:
+    """An outcome as Dagster reports it."""
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=outcome.name,

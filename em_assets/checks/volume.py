@@ -542,7 +542,7 @@ def run_checks(dataset: StoredDataset, names: Iterable[str]) -> list[CheckOutcom
         if name not in wanted:
             continue
         outcome = OF_DATASETS[name](dataset) if name in OF_DATASETS else _over_volumes(dataset, OF_VOLUMES[name])
-        dataset.folder.write(f"checks/{outcome.name}.json", _document(outcome))
+        dataset.folder.write(f"checks/{outcome.name}.json", outcome_document(outcome))
         disown(dataset, outcome.bad_objects)
         outcomes.append(outcome)
     return outcomes
@@ -585,7 +585,7 @@ def disown(dataset: StoredDataset, bad_objects: Sequence[StoredObject]) -> None:
             dataset.folder.delete_objects_record(kept.key)
 
 
-def _document(outcome: CheckOutcome) -> bytes:
+def outcome_document(outcome: CheckOutcome) -> bytes:
     value = {
         "check": outcome.name,
         "passed": outcome.passed,

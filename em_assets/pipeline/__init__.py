@@ -15,6 +15,7 @@ from em_assets.pipeline.locking import dataset_lock
 from em_assets.pipeline.plan import DatasetPlan
 from em_assets.pipeline.recorded import described, listed_record, local_paths
 from em_assets.pipeline.run import (
+    Described,
     describe_dataset,
     fetch_dataset_partitions,
     materialize_dataset,
@@ -26,6 +27,7 @@ from em_assets.pipeline.run import (
 __all__ = [
     "ChecksFailed",
     "DatasetPlan",
+    "Described",
     "FetchResult",
     "Fetched",
     "PartitionsFailed",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from em_assets.datasets.fields import ITEM_BYTES
 from em_assets.errors import Mismatch
+from em_assets.pipeline.documents import keep_container_documents
 from em_assets.pipeline.job import Fetched
 from em_assets.pipeline.plan import Transfer, add_transfers
 from em_assets.records import PartitionRecord
@@ -84,8 +85,7 @@ class ChunkPartitions:
                 f"{job.spec.name}: what is stored was cut at {stored}, the spec now gives {box}, in the "
                 f"publisher's voxels; remove what is stored with `em-assets rm {job.spec.name}`."
             )
-        for path, data in self.source.documents().items():
-            job.folder.write(path, data)
+        keep_container_documents(job.folder, job.spec, self.source.documents())
         info = self.source.reader.info
         job.set_status(
             "saving-data",

@@ -16,6 +16,7 @@ from em_assets.fetch.client import StoreClient
 from em_assets.fetch.http import HttpClient
 from em_assets.fetch.s3 import ListedObject
 from em_assets.fetch.s3_copy import CopiedObject, FailedObject, copy_objects
+from em_assets.pipeline.documents import keep_container_documents
 from em_assets.pipeline.job import Fetched
 from em_assets.pipeline.plan import Transfer
 from em_assets.records import ObjectsRecord, StoredObject, now, partition_key
@@ -49,8 +50,7 @@ class ObjectPartitions:
         return Transfer(len(objects), len(objects), sum(item.size_bytes for item in objects), is_upper_bound=False)
 
     def prepare(self, missing: Sequence[str]) -> Transfer:
-        for path, data in self.source.documents().items():
-            self._job.folder.write(path, data)
+        keep_container_documents(self._job.folder, self._job.spec, self.source.documents())
         return self.ask(missing)
 
     def fetch(

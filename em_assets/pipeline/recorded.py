@@ -57,6 +57,8 @@ def local_paths(folder: DatasetFolder, spec: DatasetSpec) -> dict[str, str]:
             f"{prefix}coverage": volume.coverage,
             f"{prefix}preview": volume.preview,
         }
+    if spec.makes_standard:
+        entries["intensity"] = "intensity.json"
     if spec.keeps_original:
         entries["original"] = "original"
     return {name: folder.uri(relative) for name, relative in entries.items()}

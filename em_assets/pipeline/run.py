@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from em_assets.catalog.claims import CLAIMS, decode_claims, encode_claims, read_claims
+from em_assets.checks.metadata import COLUMNS as KEY_COLUMNS
+from em_assets.checks.metadata import check_metadata_keys, read_last, write_outcome
 from em_assets.checks.volume import BLOCKING, CheckOutcome, StoredDataset, run_checks
 from em_assets.datasets.spec import DatasetSpec
-from em_assets.errors import Mismatch
-from em_assets.pipeline.documents import complete_documents, keep_documents
+from em_assets.errors import Malformed, Mismatch
+from em_assets.pipeline.documents import (
+    Received,
+    Stated,
+    complete_documents,
+    keep_documents,
+    receive_all,
+    write_missing,
+)
 from em_assets.pipeline.job import FetchResult, Job, writing
 from em_assets.pipeline.locking import Log, again_if_claim_was_lost, dataset_lock, wait_for_writer
 from em_assets.pipeline.plan import DatasetPlan, make_plan
@@ -17,6 +28,7 @@ from em_assets.pipeline.state import DatasetState
 from em_assets.progress import Reporter
 from em_assets.records import DatasetFolder, DatasetRecord, PartitionRecord, partition_index
 from em_assets.settings import Settings
+from em_assets.sources.claims import SPEC_DOCUMENT, spec_document
 from em_assets.store import Store
 from em_assets.volume import Claim
 
@@ -25,6 +37,8 @@ if TYPE_CHECKING:
 
     from em_assets.formats.reader import VolumeReader
     from em_assets.volume import Box
+
+SHOWN_CLAIMS = 50
 
 
 def plan_dataset(spec: DatasetSpec, settings: Settings, store: Store, *, ask_publisher: bool = False) -> DatasetPlan:
@@ -91,7 +105,7 @@ def materialize_dataset(
             if may_fetch:
                 complete_documents(job)
             if job.record != job.state.record:  # the spec now describes the same bytes in other words
-                job.folder.write_record(job.record)
+                job.hold.write(job.record)
             here = (job.partitions.here(key) for key in job.state.keys)
             return job.record, FetchResult(kept=[fetched for fetched in here if fetched is not None])
         if job.state.needs_publisher() and not may_fetch:
@@ -131,8 +145,18 @@ def _finish(job: Job, result: FetchResult) -> DatasetRecord:
         local_paths=local_paths(job.folder, spec),
     )
     job.require_checks()
+    _update_intensities(job)
     job.set_status("complete")
     return job.record
+
+
+def _update_intensities(job: Job) -> None:
+    """`intensity.json`, for every image volume; nothing is read for one whose voxels are those it was made of."""
+    from em_assets.standardize.intensity import update_intensity
+
+    for sub, layout in job.spec.layouts().items():
+        folder = job.folder.further(sub)
+        update_intensity(folder, layout, folder.partition_records())
 
 
 def _open_reader(job: Job, sub: str | None) -> tuple[VolumeReader, Box]:
@@ -178,15 +202,72 @@ def recheck_dataset(
         return outcomes, record
 
 
-def describe_dataset(spec: DatasetSpec, settings: Settings, store: Store) -> list[Claim]:
-    """Writes `claims.parquet`: everything the stored documents and files state, each with where it came from."""
-    from em_assets.catalog.claims import write_claims
-    from em_assets.pipeline.documents import stored_claims
+@dataclass(frozen=True)
+class Described:
+    """What describing a dataset came to."""
 
+    claims: int
+    """How many there are in `claims.parquet` now."""
+    first_claims: tuple[Claim, ...]
+    """At most 50 of them, to look at."""
+    received: tuple[str, ...]
+    """Documents that came now, by path below the dataset's folder."""
+    missing: dict[str, str]
+    """Why others could not be had, or not anew: a sentence each, by path."""
+    keys: CheckOutcome
+    """Whether the documents still have the keys that they had (`checks/metadata.py`)."""
+
+
+def describe_dataset(
+    spec: DatasetSpec, settings: Settings, store: Store, *, fetch: bool, refresh: bool = False, log: Log | None = None
+) -> Described:
+    """Writes `claims.parquet`: everything that documents, files' headers and the spec state, each with its origin.
+
+    With `fetch`, documents that are not here yet are asked for first, also of a dataset that is not downloaded: it
+    stays `listed`. With `refresh` those that are here are asked for again. What cannot be had stops nothing. Raises
+    Malformed for a stored document or file that is damaged, Mismatch if another spec's dataset lies under this name.
+
+    A writer of the dataset is neither waited for nor disturbed: its lock may be held for hours, and what is written
+    here nobody else writes, but for documents; those are whole at any moment, and a receipt is believed only beside
+    the document that it is of. Two that describe one dataset take turns.
+    """
+    log = log or _silent
     folder = DatasetFolder(store, spec.name)
-    claims = stored_claims(spec, settings, store)
-    write_claims(folder, claims)
-    return claims
+    with dataset_lock(store, f"{spec.name}.metadata", log):
+        received = receive_all(spec, settings, folder, log, refresh=refresh) if fetch else Received()
+        if fetch:
+            write_missing(folder, received.missing)
+        stated = Stated.read(spec, settings, store)
+        folder.write(SPEC_DOCUMENT, spec_document(spec))
+        first: list[Claim] = []
+        encoded = encode_claims(spec.name, _tee(stated.claims(), first), stated.origins())
+        keys, claims = _check_keys(folder, encoded, log)
+        folder.write(CLAIMS, encoded)
+    return Described(claims, tuple(first), tuple(received.paths), received.missing, keys)
+
+
+def _check_keys(folder: DatasetFolder, encoded: bytes, log: Log) -> tuple[CheckOutcome, int]:
+    """Compares the claims that come with those that are here, keeps the result; and how many there are."""
+    try:
+        before = read_claims(folder, KEY_COLUMNS)
+    except Malformed as problem:  # they are made anew now
+        log(str(problem))
+        before = None
+    after = decode_claims(encoded, folder.uri(CLAIMS), KEY_COLUMNS)
+    assert after is not None
+    outcome = check_metadata_keys(before, after, read_last(folder))
+    write_outcome(folder, outcome)
+    if not outcome.passed:
+        log(f"{folder.name}: {outcome.message}")
+    return outcome, after.num_rows
+
+
+def _tee(claims: Iterable[Claim], first: list[Claim]) -> Iterator[Claim]:
+    """The claims, the first 50 of which are kept."""
+    for claim in claims:
+        if len(first) < SHOWN_CLAIMS:
+            first.append(claim)
+        yield claim
 
 
 def _silent(line: str) -> None:

@@ -1,12 +1,17 @@
 """Claims: what documents, files and the spec state about a dataset, each value with where it came from. No network.
 
-Nothing is believed, converted or corrected here: a number given as text stays text.
+Nothing is believed, converted or corrected here: a number given as text stays text. What a key means is said in
+`catalog/mapping/`, by the claim's extractor.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any
 
 from em_assets.datasets.source import METADATA_NAMES, ChunkedSource, PrecomputedSource
 from em_assets.datasets.spec import DatasetSpec
@@ -23,30 +28,82 @@ MAX_KEY_CHARACTERS = 1000
 MAX_VALUE_CHARACTERS = 10_000
 CUT = "(cut)"
 """Key of the claim that says that there were more."""
-SPEC_DOCUMENT = "spec"
+SPEC_DOCUMENT = "spec.json"
+"""Where the spec is kept with a dataset, below its folder; what its author states are claims like others'."""
+LISTED_FILES = re.compile(r"/source/files/")
+"""Of the spec: there may be hundreds, and each that is here is a document itself."""
+
+EXTRACTORS: dict[str, int] = dict.fromkeys(
+    (
+        *("spec", "empiar_entry", "empiar_xml", "idr_image", "omero_image", "idr_annotations", "idr_study", "table"),
+        *("json", "xml", "html", "text", "dm", "tiff", "hdf5", "zarr", "n5", "precomputed"),
+    ),
+    1,
+)
+"""Every extractor, and its version: one more when the same document gives other keys or values than before."""
+CONTAINER_EXTRACTORS = {
+    "info.json": "precomputed",
+    "attributes.json": "n5",
+    **dict.fromkeys((".zarray", ".zattrs", ".zgroup", "zarr.json"), "zarr"),
+}
+"""By the end of a metadata document's name."""
+
+UNITS = {
+    unit: unit
+    for unit in (
+        *("pm", "nm", "µm", "mm", "cm", "m", "V", "kV", "mV", "eV", "keV", "pA", "nA", "µA", "mA", "Torr", "Pa"),
+        *("hPa", "mbar", "ns", "µs", "ms", "s", "Hz", "kHz", "MHz", "deg", "rad", "%", "steps", "days", "bytes"),
+        *("MB", "GB", "pixels", "°C"),
+    )
+} | {
+    "um": "µm",
+    "\u03bcm": "µm",
+    "us": "µs",
+    "uA": "µA",
+    "\u03bcA": "µA",
+    "Volts": "V",
+    "Å": "angstrom",
+}
+"""As keys have them in brackets, and what they are called here."""
+BRACKETED = re.compile(r"[(\[]\s*([^()\[\]/]{1,8}?)\s*[)\]]_?$")
+"""`WD (mm)`, `Bias_(Volts)`, `Cs(mm)`."""
+SUFFIXES = {
+    unit.lower(): unit for unit in ("nm", "mm", "V", "kV", "eV", "pA", "nA", "A", "Hz", "MHz", "s", "bytes")
+} | {
+    "um": "µm",
+    "seconds": "s",
+}
+"""By which the spec's own keys end: `voxel_size_nm`, `current_na`."""
+KNOWN_UNITS = (
+    ("empiar_entry", re.compile(r"/pixel_(?:width|height)$"), "angstrom"),
+    ("empiar_xml", re.compile(r"/dimensions/pixel(?:Width|Height)$"), "angstrom"),
+    ("idr_image", re.compile(r"^/pixel_size/[xyz]$"), "µm"),
+    ("precomputed", re.compile(r"^/scales/\d+/resolution/\d$"), "nm"),
+)
+"""Units that a key has by its publisher's or format's documentation."""
 
 
 def describe(spec: DatasetSpec, documents: dict[str, bytes]) -> list[Claim]:
-    """Everything that the spec and the stored documents (by path below the dataset's folder) state.
+    """Everything that the stored documents (by path below the dataset's folder) and the spec state.
 
     A stored document that the spec does not name any more states nothing. Raises Malformed if one is not what it is
     kept as.
     """
-    claims = list(claims_of_spec(spec))
-    named = {document_path(document.path): document for document in spec.documents}
-    for path, raw in sorted(documents.items()):
-        if path in named:
-            kind, url = str(named[path].kind), named[path].url
-        elif (metadata_url := _metadata_url(spec, path)) is not None:
-            kind, url = "json", metadata_url
-        else:
-            continue
-        try:
-            claims += claims_of(path, kind, raw, url)
-        except Malformed as error:
-            reason = str(error).rstrip(".")
-            raise Malformed(f"{spec.name}/{reason}; it was damaged: remove it and materialize again.") from None
-    return claims
+    paths = sorted(documents, key=natural_order)
+    claims = [claim for path in paths for claim in claims_of_document(spec, path, documents[path])]
+    return [*claims, *claims_of_spec(spec)]
+
+
+def claims_of_document(spec: DatasetSpec, path: str, raw: bytes) -> list[Claim]:
+    """What a stored document states; nothing if the spec does not name it. Raises Malformed, and says what to do."""
+    kind, url = document_kind(spec, path), document_url(spec, path)
+    if kind is None or url is None:
+        return []
+    try:
+        return claims_of(path, kind, raw, url)
+    except Malformed as error:
+        reason = str(error).rstrip(".")
+        raise Malformed(f"{spec.name}/{reason}; it was damaged: remove it and materialize again.") from None
 
 
 def document_path(name: str) -> str:
@@ -54,42 +111,110 @@ def document_path(name: str) -> str:
     return f"documents/{name}"
 
 
+def document_kind(spec: DatasetSpec, path: str) -> str | None:
+    """How a stored document is read, which is its claims' extractor; None for one that the spec does not name."""
+    named = next((str(item.kind) for item in spec.documents if document_path(item.path) == path), None)
+    if named is not None or _container_url(spec, path) is None:
+        return named
+    return next((kind for end, kind in CONTAINER_EXTRACTORS.items() if path.endswith(end)), None)
+
+
+def document_url(spec: DatasetSpec, path: str) -> str | None:
+    """Where a stored document comes from; None for one that the spec does not name."""
+    named = next((item.url for item in spec.documents if document_path(item.path) == path), None)
+    return named or _container_url(spec, path)
+
+
 def claims_of(path: str, kind: str, raw: bytes, url: str) -> list[Claim]:
     """What a document states: JSON scalars by pointer, XML texts and attributes by path, a page's title and text.
 
     Raises Malformed if it is not of its kind.
     """
-    if kind in JSON_KINDS:
-        leaves: Iterable[tuple[str, Scalar]] = json_leaves(parse_json(raw, path))
-    elif kind == "xml":
-        leaves = xml_leaves(raw, path)
-    elif kind == "html":
-        leaves = html_leaves(raw)
-    else:
-        leaves = text_leaves(raw, path)
-    return list(_claims(leaves, path, url))
+    return list(_claims(_leaves(path, kind, raw), path, url, kind))
 
 
-def claims_of_tags(tags: Iterable[tuple[str, Scalar]], document: str, url: str) -> list[Claim]:
+def _leaves(path: str, kind: str, raw: bytes) -> Iterable[tuple[str, Scalar]]:
+    if kind in JSON_KINDS or kind in CONTAINER_EXTRACTORS.values():
+        return json_leaves(parse_json(raw, path))
+    if kind in ("xml", "empiar_xml"):
+        return xml_leaves(raw, path)
+    if kind == "html":
+        return html_leaves(raw)
+    if kind in ("idr_study", "table"):
+        from em_assets.sources.tabular import study_leaves, table_leaves
+
+        return study_leaves(raw, path) if kind == "idr_study" else table_leaves(raw, path)
+    return text_leaves(raw, path)
+
+
+def claims_of_tags(tags: Iterable[tuple[str, Scalar]], document: str, url: str, extractor: str) -> Iterator[Claim]:
     """What a file says of itself (`VolumeReader.tags()`); `document` is its path below the dataset's folder."""
-    return list(_claims(tags, document, url))
+    yield from _claims(tags, document, url, extractor)
+
+
+def spec_document(spec: DatasetSpec) -> bytes:
+    """The spec as it is kept with a dataset: JSON of all that it says; `DatasetSpec` reads it back."""
+    return json.dumps(_said(spec), indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def claims_of_spec(spec: DatasetSpec) -> Iterator[Claim]:
-    """What the spec's author read on pages or was told; without an address where it was not on one."""
-    for stated in spec.claims:
-        values = stated.value if isinstance(stated.value, tuple) else (stated.value,)
-        for number, value in enumerate(values):
-            key = f"{stated.key}/{number}" if isinstance(stated.value, tuple) else stated.key
-            yield Claim(key=key, value=value, document=SPEC_DOCUMENT, url=stated.url or "")
+    """What the spec's author decided, read on pages or was told, by JSON pointer within `spec.json`.
+
+    Claims of pages come with the page's address, all others without one. Lists of files are left out.
+    """
+    leaves = [leaf for leaf in json_leaves(_said(spec)) if not LISTED_FILES.match(leaf[0])]
+    for claim in _claims(leaves, SPEC_DOCUMENT, "", "spec"):
+        stated = re.match(r"/claims/(\d+)/(\w+)", claim.key)
+        if stated is None:
+            yield claim
+            continue
+        about = spec.claims[int(stated[1])]
+        unit = _suffix_unit(about.key) if stated[2] == "value" else None
+        yield Claim(claim.key, claim.value, SPEC_DOCUMENT, about.url or "", "spec", unit)
 
 
-def _claims(leaves: Iterable[tuple[str, Scalar]], document: str, url: str) -> Iterator[Claim]:
+def _said(spec: DatasetSpec) -> dict[str, Any]:
+    """What is not said is left out, but for who states a claim."""
+    document: dict[str, Any] = spec.model_dump(mode="json", exclude_unset=True)
+    if spec.claims:
+        document["claims"] = [claim.model_dump(mode="json", exclude_none=True) for claim in spec.claims]
+    return document
+
+
+def _claims(leaves: Iterable[tuple[str, Scalar]], document: str, url: str, extractor: str) -> Iterator[Claim]:
     left = iter(leaves)
     for key, value in itertools.islice(left, MAX_CLAIMS):
-        yield Claim(_text(key, MAX_KEY_CHARACTERS), _storable(value), document, url)
+        shown = _text(key, MAX_KEY_CHARACTERS)
+        yield Claim(shown, _storable(value), document, url, extractor, unit_of(extractor, shown))
     if next(left, None) is not None:
-        yield Claim(CUT, f"only the first {MAX_CLAIMS} values are listed, there are more", document, url)
+        yield Claim(CUT, f"only the first {MAX_CLAIMS} values are listed, there are more", document, url, extractor)
+
+
+@lru_cache(maxsize=20_000)  # files of a series have the same keys
+def unit_of(extractor: str, key: str) -> str | None:
+    """The unit that a key says its value has, None where it says none."""
+    for known, pattern, unit in KNOWN_UNITS:
+        if known == extractor and pattern.search(key):
+            return unit
+    names = [part for part in key.split("/") if part and not part.isdecimal()]
+    if not names or (extractor == "spec" and names[0] == "notes"):  # prose about the key that a note is named for
+        return None
+    if extractor == "spec":
+        return _suffix_unit(names[1] if names[0] == "overrides" and names[-1] == "value" else names[-1])
+    bracketed = BRACKETED.search(names[-1])
+    return UNITS.get(bracketed[1]) if bracketed else None
+
+
+def _suffix_unit(name: str) -> str | None:
+    whole, _, suffix = name.rpartition("_")
+    return SUFFIXES.get(suffix) if whole else None
+
+
+def natural_order(path: str) -> list[Any]:
+    """To sort paths by, as people count: `slice_9` before `slice_10`."""
+    parts: list[Any] = list(re.split(r"(\d+)", path))
+    parts[1::2] = [int(number) for number in parts[1::2]]
+    return parts
 
 
 def _storable(value: Scalar) -> Scalar:
@@ -107,7 +232,7 @@ def _text(text: str, most: int) -> str:
     return shown.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _metadata_url(spec: DatasetSpec, path: str) -> str | None:
+def _container_url(spec: DatasetSpec, path: str) -> str | None:
     """Where a chunked source's stored metadata document lies: its path in the container, with `__` for `/`."""
     name = path.removeprefix("documents/")
     if name == path or not name.endswith(METADATA_NAMES):

@@ -14,9 +14,12 @@ from em_assets.datasets.source import Document
 from em_assets.errors import Malformed, Mismatch
 from em_assets.fetch.replies import safe_url
 from em_assets.formats._json import parse_json
+from em_assets.formats.reader import Scalar
 from em_assets.sources.markup import text_leaves, xml_leaves
 
 JSON_KINDS = frozenset({"json", "idr_image", "omero_image", "idr_annotations", "empiar_entry"})
+STUDY = re.compile(r"idr\d{4}")
+"""Accession of a study, in the address of its files."""
 
 
 def require_document(document: Document, raw: bytes) -> None:
@@ -28,8 +31,12 @@ def require_document(document: Document, raw: bytes) -> None:
         value = parse_json(raw, where)
         if document.kind in JSON_CHECKS:
             JSON_CHECKS[document.kind](where, value, document.url)
-    elif document.kind == "xml":
-        xml_leaves(raw, where)
+    elif document.kind in ("xml", "empiar_xml"):
+        leaves = dict(xml_leaves(raw, where))
+        if document.kind == "empiar_xml":
+            _require_empiar_xml(where, leaves, document.url)
+    elif document.kind in ("idr_study", "table"):
+        _require_rows(where, document, raw)
     elif document.kind == "text":
         for _ in text_leaves(raw, where):
             pass
@@ -84,6 +91,33 @@ def _require_entry(where: str, value: Any, url: str) -> None:
             raise Malformed(f"{where}: /{accession}/imagesets is empty, expected at least one image set.")
         for place, image_set in enumerate(sets):
             _require_type(where, f"/{accession}/imagesets/{place}", image_set, dict)
+
+
+def _require_empiar_xml(where: str, leaves: dict[str, Scalar], url: str) -> None:
+    """EMPIAR's entry as XML names its accession at the root."""
+    found, number = leaves.get("/entry/@accessionCode"), _number_in_path(url)
+    if found is None:
+        raise Malformed(f"{where}: /entry/@accessionCode is not there, expected an EMPIAR entry.")
+    if number is not None and found != f"EMPIAR-{number}":
+        raise Mismatch(
+            f"{where} is about {_shown(found)}, but EMPIAR-{number} was asked for; correct the address in the spec."
+        )
+
+
+def _require_rows(where: str, document: Document, raw: bytes) -> None:
+    """A table, or a study file of IDR (tab separated, `Study ...` keys), of the study that its address names."""
+    from em_assets.sources.tabular import study_leaves, table_leaves
+
+    leaves = dict((study_leaves if document.kind == "idr_study" else table_leaves)(raw, where))
+    if document.kind == "table":
+        if not leaves:
+            raise Malformed(f"{where} has no row, expected a table with a header row.")
+        return
+    if not any(key.startswith("/Study ") for key in leaves):
+        raise Malformed(f"{where} has no key that begins with Study, expected a study file of IDR.")
+    found = leaves.get("/Comment[IDR Study Accession]/0")
+    asked = STUDY.search(urlsplit(document.url).path)
+    _require_same_id(where, "Comment[IDR Study Accession]", found, asked[0] if asked else None)
 
 
 JSON_CHECKS: dict[str, Callable[[str, Any, str], None]] = {

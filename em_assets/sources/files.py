@@ -5,24 +5,26 @@ How files come here is `fetch/files.py`, what their formats are is `formats/`.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from em_assets.datasets.source import FilesSource, VolumeFiles
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Mismatch
 from em_assets.formats._bytes import ByteSource
-from em_assets.formats.opening import open_file
+from em_assets.formats.opening import kind_of, open_file
 from em_assets.formats.reader import Scalar, VolumeReader
 from em_assets.originals import file_key, original_path
 from em_assets.settings import Settings
-from em_assets.sources.claims import claims_of_tags
+from em_assets.sources.claims import claims_of_tags, natural_order
 from em_assets.sources.expected import require_expected
 from em_assets.sources.transposed import as_zyx
 from em_assets.volume import Claim, RemoteFile
 
 BytesOf = Callable[[str], ByteSource]
 """The bytes of a received file, by its path in the spec."""
+Tag = tuple[str, Scalar]
+HEAD_BYTES = 64
+"""By which a format is known."""
 
 
 def remote_files(spec: DatasetSpec) -> dict[str, RemoteFile]:
@@ -45,17 +47,7 @@ def open_volume_files(spec: DatasetSpec, files: VolumeFiles, bytes_of: BytesOf, 
 
     Raises Mismatch if a file is not of the size that the spec pins, and what the format raises.
     """
-    pinned = _files_source(spec).by_path()
-
-    def checked(path: str) -> ByteSource:
-        source, expected = bytes_of(path), pinned[path].size_bytes
-        if expected not in (None, source.size_bytes):
-            raise Mismatch(
-                f"{spec.name}: {source.name} has {source.size_bytes} bytes, the spec expects {expected}; get it again, "
-                "or look at what the publisher changed."
-            )
-        return source
-
+    checked = _of_pinned_size(spec, bytes_of)
     paths = files.paths()
     if len(paths) == 1:
         return as_zyx(open_file(checked(paths[0]), files.dataset, settings), files.axes)
@@ -84,27 +76,71 @@ def open_further(spec: DatasetSpec, name: str, bytes_of: BytesOf, settings: Sett
     return reader
 
 
-def claims_of_files(spec: DatasetSpec, bytes_of: BytesOf, settings: Settings) -> list[Claim]:
-    """What the files of every volume say of themselves; of a series, what each says otherwise than its first."""
+def claims_of_files(
+    spec: DatasetSpec, bytes_of: BytesOf, settings: Settings, received: Collection[str] | None = None
+) -> Iterator[Claim]:
+    """What every file of every volume says of itself, all of it, in the order of the numbers in the files' names.
+
+    One file is open at a time, and nothing of it is kept. Within one TIFF a later page's tag is left out where it
+    equals the first page's. `received` are the paths of those that are here; None: all. Raises what a format raises
+    for a file that cannot be read, and Mismatch for one that is not of the size that the spec pins.
+    """
+    source, checked = _files_source(spec), _of_pinned_size(spec, bytes_of)
+    for path, datasets in sorted(_datasets_by_file(spec).items(), key=lambda item: natural_order(item[0])):
+        if received is None or path in received:
+            opened = checked(path)
+            kind = kind_of(bytes(opened.read(0, min(HEAD_BYTES, opened.size_bytes)))) or "file"
+            readers = (open_file(opened, dataset, settings) for dataset in datasets)
+            tags = _each_once(_tags(reader, kind) for reader in readers)
+            yield from claims_of_tags(tags, original_path(path), source.file_url(path), kind)
+
+
+def _datasets_by_file(spec: DatasetSpec) -> dict[str, list[str | None]]:
+    """Every file that a volume is in, and which arrays of it are volumes."""
     source = _files_source(spec)
     further = [volume.source for volume in spec.volumes.values() if volume.source is not None]
-    claims: list[Claim] = []
-    for files in dict.fromkeys((source.volume, *source.same_volume, *further)):
-        reader = open_volume_files(spec, files, bytes_of, settings)
-        for path, tags in _tags_by_file(reader, files.paths()):
-            claims += claims_of_tags(tags, original_path(path), source.file_url(path))
-    return claims
+    found: dict[str, list[str | None]] = {}
+    for files in (source.volume, *source.same_volume, *further):
+        for path in files.paths():
+            datasets = found.setdefault(path, [])
+            if files.dataset not in datasets:
+                datasets.append(files.dataset)
+    return found
 
 
-def _tags_by_file(reader: VolumeReader, paths: Sequence[str]) -> Iterator[tuple[str, Iterator[tuple[str, Scalar]]]]:
-    """A series puts the name of the file before each of its tags; what it says of itself goes with the first."""
-    if len(paths) == 1:
-        yield paths[0], reader.tags()
-        return
-    path_of = {path.rpartition("/")[2]: path for path in paths}
-    for name, tags in itertools.groupby(reader.tags(), lambda tag: tag[0].split("/")[1]):
-        prefix = f"/{name}" if name in path_of else ""
-        yield path_of.get(name, paths[0]), ((key.removeprefix(prefix), value) for key, value in tags)
+def _tags(reader: VolumeReader, kind: str) -> Iterator[Tag]:
+    """A TIFF's pages are counted, too, as planes: ImageJ stores several behind one page."""
+    if kind == "tiff":
+        yield "/pages", reader.info.shape[0] * (reader.info.channels or 1)
+    yield from reader.tags()
+
+
+def _each_once(parts: Iterable[Iterator[Tag]]) -> Iterator[Tag]:
+    """What two arrays of one file share, attributes of a group they lie in, is said by the first."""
+    before: set[str] = set()
+    for tags in parts:
+        here: set[str] = set()
+        for key, value in tags:
+            if key not in before:
+                here.add(key)
+                yield key, value
+        before |= here
+
+
+def _of_pinned_size(spec: DatasetSpec, bytes_of: BytesOf) -> BytesOf:
+    """`bytes_of` for files that have the size that the spec pins. Raises Mismatch for others."""
+    pinned = _files_source(spec).by_path()
+
+    def checked(path: str) -> ByteSource:
+        source, expected = bytes_of(path), pinned[path].size_bytes
+        if expected not in (None, source.size_bytes):
+            raise Mismatch(
+                f"{spec.name}: {source.name} has {source.size_bytes} bytes, the spec expects {expected}; get it again, "
+                "or look at what the publisher changed."
+            )
+        return source
+
+    return checked
 
 
 def _files_source(spec: DatasetSpec) -> FilesSource:
