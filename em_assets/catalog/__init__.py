@@ -1,7 +1,27 @@
-"""The catalogue: one DuckDB file with everything the store knows, rebuilt from it at any time.
+"""The catalogue: one DuckDB file with everything known about every dataset, rebuilt from the store at any time.
 
-`schema.py` says which tables there are and what their columns mean, `found.py` reads what the store has of a dataset,
-`rows.py` makes rows of that and of the specs, `build.py` writes the file and puts it in place, `query.py` asks it,
-`render.py` prints answers, and `readme.py` writes the store's README.md. Nothing here is the truth about a dataset:
-that is the store's records.
+    claims.parquet  (`claims.py`)       values under publishers' own keys, as they state them
+      -> statements (`mapping/`)        the same in the terms and units of `vocabulary.py`
+      -> judged     (`choose.py`)       which of them is taken, by a written precedence
+    records, manifests, checks, runs    (`found.py`, `history.py`)
+      -> rows       (`rows.py`)         of the tables that `schema.py` describes
+      -> metadata.duckdb (`build.py`)   asked by `query.py`, printed by `render.py`
+      -> exports    (`exporting.py`)    CSV, JSON, Parquet, a summary in words, RO-Crates; `readme.py` for the store
+
+Nothing here is the truth about a dataset: that is the store.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]  # its stubs are not installed
+
+
+def frames(database: Path | str) -> dict[str, pd.DataFrame]:
+    """Every table and view of `metadata.duckdb` as a pandas DataFrame, by name."""
+    from em_assets.catalog.exports import frames as every_frame
+
+    return every_frame(Path(database))

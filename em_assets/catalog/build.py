@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from em_assets.catalog.readme import write_store_readme
 from em_assets.catalog.rows import Rows, collect_rows
-from em_assets.catalog.schema import OVERVIEW, OVERVIEW_SQL, TABLES, Relation
+from em_assets.catalog.schema import COUNT_CONFLICTS_SQL, KEY_PRESENCE_SQL, TABLES, VIEWS, Relation
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Unavailable
 from em_assets.settings import Settings
@@ -157,9 +157,12 @@ def _write_database(path: Path, rows: Rows) -> None:
             database.execute("begin")
             for table in TABLES:
                 _create(database, table)
-                _load(database, table.name, rows.tables[table.name])
-            database.execute(OVERVIEW_SQL)
-            _comment(database, "view", OVERVIEW)
+                _load(database, table.name, rows.tables.get(table.name, []))
+            database.execute(KEY_PRESENCE_SQL)
+            for view, statement in VIEWS:
+                database.execute(statement)
+                _comment(database, "view", view)
+            database.execute(COUNT_CONFLICTS_SQL)
             database.execute("commit")
             database.execute("checkpoint")
     except (duckdb.IOException, duckdb.FatalException) as error:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from em_assets.catalog.stated import Stated, stored_spec
 from em_assets.catalog.volume_levels import stored_levels
 from em_assets.datasets.fields import NAME_PATTERN
 from em_assets.datasets.spec import DatasetSpec, Layout
@@ -63,6 +64,7 @@ class FoundDataset:
 
     name: str
     spec: DatasetSpec | None
+    """As it is now; where that is gone and there is no record, the one that the dataset was described with."""
     record: DatasetRecord | None = None
     stored_differs: bool = False
     """The store holds another volume than the spec now describes."""
@@ -71,8 +73,14 @@ class FoundDataset:
     files: list[Row] = field(default_factory=list)
     received: set[str] = field(default_factory=set)
     """Partition keys of the received files that are there."""
+    stated: Stated | None = None
+    """Claims and what was chosen among them; None where they cannot be read."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Of everything in its folder, by path below it."""
     damage: list[str] = field(default_factory=list)
-    """What could not be read, as sentences."""
+    """What could not be read of the volumes' records and files, as sentences."""
+    unread: list[str] = field(default_factory=list)
+    """What could not be read of all else: the voxels are none the worse for it."""
 
     @property
     def described(self) -> DatasetSpec | None:
@@ -101,14 +109,18 @@ def examine(name: str, spec: DatasetSpec | None, store: Store, *, anything_store
 
 
 def _examine_store(found: FoundDataset, folder: DatasetFolder) -> None:
-    with _noting(found.damage):
+    with noting(found.damage):
         found.record = _read_record(folder)
+    if found.spec is None and found.record is None:
+        with contextlib.suppress(Malformed):  # whoever reads its claims says so
+            found.spec = stored_spec(folder)
     record = found.record
     found.stored_differs = found.spec is not None and record is not None and record.identity != found.spec.identity()
     found.volumes = list(_volumes(found))
     # after the record, which is written last: what it tells of is in the listing
     prefix = folder.path("")
     sizes = {path.removeprefix(prefix): size for path, size in folder.store.list(folder.name)}
+    found.sizes = sizes
     records = _read_partition_records(folder, sizes, found)
     for volume in found.volumes:
         _examine_volume(found, volume, folder.further(volume.name), records[volume.name], sizes)
@@ -131,7 +143,7 @@ def _examine_volume(
     # Two crops of one name never mix, and a shard that is gone is as good as not downloaded: the next run makes it.
     volume.records = [r for r in records if r.identity == wanted and is_intact(r, sizes)]
     if _is_to_be_read(found.record, folder, sizes):
-        with _noting(found.damage):
+        with noting(found.damage):
             volume.levels = stored_levels(folder, sizes)
 
 
@@ -168,7 +180,8 @@ def _is_to_be_read(record: DatasetRecord | None, folder: DatasetFolder, sizes: d
 
 
 @contextlib.contextmanager
-def _noting(damage: list[str]) -> Iterator[None]:
+def noting(damage: list[str]) -> Iterator[None]:
+    """What cannot be read becomes a sentence of `damage`."""
     try:
         yield
     except Malformed as problem:
@@ -221,6 +234,18 @@ def _read_partition_record(folder: DatasetFolder, path: str) -> PartitionRecord 
         return f"{folder.uri(path)} is not a record of a chunk; materialize the dataset again, which makes it anew."
 
 
+def read_each(folder: DatasetFolder, paths: Iterable[str]) -> list[bytes | None]:
+    """The contents of small files below the dataset's folder; None for one that has just been removed."""
+
+    def read(path: str) -> bytes | None:
+        try:
+            return folder.read(path)
+        except FileNotFoundError:
+            return None
+
+    return _map(read, paths, folder)
+
+
 def _map(function: Callable[[str], R], paths: Iterable[str], folder: DatasetFolder) -> list[R]:
     if _is_local(folder.store):  # threads cost more than they bring for files
         return [function(path) for path in paths]
@@ -235,7 +260,7 @@ def _is_local(store: Store) -> bool:
 def _file_rows(found: FoundDataset, folder: DatasetFolder, sizes: dict[str, int]) -> list[Row]:
     """A finished dataset's are its manifest's lines; before that, what records and receipts tell of."""
     if found.record is not None and found.record.status == "complete":
-        with _noting(found.damage):
+        with noting(found.damage):
             return _manifest_rows(folder)
     shards = [
         _object_row(folder.further(volume.name), record, stored)

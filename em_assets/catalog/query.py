@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import duckdb
     import pandas as pd  # type: ignore[import-untyped]  # its stubs are not installed
 
-BUILD_IT = "build it with `dagster asset materialize --select metadata_catalog`"
+BUILD_IT = "build it with `em-assets catalog`"
 
 # DuckDB's own locks, all of them: the file is opened read-only, and SQL may touch no other file, no network, no
 # extension, no variable of this process, and none of these settings.

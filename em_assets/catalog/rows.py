@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter
 
-from em_assets.catalog.found import FoundDataset, FoundVolume, Row, examine
-from em_assets.catalog.schema import DATASETS, TABLES, arrow_table
+from em_assets.catalog.claims import CLAIMS
+from em_assets.catalog.found import FoundDataset, FoundVolume, Row, examine, noting
+from em_assets.catalog.history import check_rows, document_rows, missing_documents, run_rows
+from em_assets.catalog.schema import CHOSEN, DATASETS, FILLED, VOCABULARY, arrow_table
+from em_assets.catalog.stated import Stated, read_stated
+from em_assets.catalog.values import allows_commercial_use
+from em_assets.catalog.vocabulary import FIELDS
 from em_assets.datasets.spec import DatasetSpec
+from em_assets.errors import Malformed
 from em_assets.originals import file_paths
-from em_assets.records import DatasetRecord, PartitionRecord, Status, VolumeSummary, partition_key
+from em_assets.records import DatasetFolder, DatasetRecord, PartitionRecord, Status, VolumeSummary, partition_key
 from em_assets.store import Store
 from em_assets.volume import Box
 
@@ -29,6 +35,10 @@ if TYPE_CHECKING:
 STRICT_JSON: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="null"))
 NOT_DOWNLOADED, NOT_MADE = "not downloaded", "not made"
 """A chunk that is not here: of a published volume, of one that is made from downloaded files."""
+OF_CLAIMS = frozenset(
+    {*CHOSEN, "title", "description", "license", "citation", "doi", "publication_doi", "authors", "publisher_name"}
+)
+"""Columns that hold what was chosen among claims."""
 
 
 @dataclass
@@ -38,16 +48,17 @@ class Rows:
     datasets: list[Row]
     """The table `datasets`; the keys are its columns, one that is left out is NULL."""
     tables: dict[str, list[pa.Table]]
-    """Every table's rows, in pieces."""
+    """The rows of each table that is filled from here, in pieces."""
 
 
 def collect_rows(specs: Mapping[str, DatasetSpec], store: Store) -> Rows:
-    """A row for every spec and for every dataset in the store whose spec is gone; their files, chunks, levels."""
-    rows = Rows(datasets=[], tables={table.name: [] for table in TABLES})
+    """A row for every spec and for every dataset in the store whose spec is gone; what is known of each."""
+    rows = Rows(datasets=[], tables={table.name: [] for table in FILLED})
+    rows.tables["vocabulary"].append(arrow_table(VOCABULARY, list(_vocabulary())))
     folders = set(_folders(store))
     for name in sorted({*specs, *folders}):
-        if name not in specs and store.size_bytes(f"{name}/metadata.json") is None:
-            continue  # somebody else's folder
+        if name not in specs and not _is_ours(name, store):
+            continue
         found = examine(name, specs.get(name), store, anything_stored=name in folders)
         dataset, tables = _rows_of_one(found, store)
         rows.datasets.append(dataset)
@@ -58,12 +69,26 @@ def collect_rows(specs: Mapping[str, DatasetSpec], store: Store) -> Rows:
 
 def _rows_of_one(found: FoundDataset, store: Store) -> tuple[Row, dict[str, pa.Table]]:
     """Its row of `datasets`, and its rows of every table. What does not fit the tables makes it an error, too."""
+    folder = DatasetFolder(store, found.name)
     try:
+        found.stated = _read_stated(found, folder)
         chunks = [row for volume in found.volumes for row in _chunk_rows(found, volume)]
         levels = [row for volume in found.volumes for row in volume.levels or _expected_levels(found, volume)]
-        dataset = _dataset_row(found, chunks)
-        rows = {"datasets": [dataset], "files": found.files, "chunks": chunks, "levels": levels}
-        return dataset, {table.name: arrow_table(table, rows[table.name]) for table in TABLES}
+        rows = {
+            "files": found.files,
+            "chunks": chunks,
+            "levels": levels,
+            "statements": list(found.stated.rows(found.name)) if found.stated is not None else [],
+            "checks": check_rows(folder, found.sizes, found.unread),
+            "runs": run_rows(folder, found.sizes, found.unread),
+            "documents": _document_rows(folder, found),
+        }
+        intensity = _intensity_columns(folder, found)
+        dataset = _dataset_row(found, chunks) | intensity  # last: it tells of what the others could not read
+        rows["datasets"] = [dataset]
+        tables = {table.name: arrow_table(table, rows.get(table.name, [])) for table in FILLED}
+        if found.stated is not None:
+            tables["claims"] = found.stated.claims
     except (ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
         dataset = {
             **(_spec_columns(found.spec) if found.spec is not None else {}),
@@ -75,6 +100,32 @@ def _rows_of_one(found: FoundDataset, store: Store) -> tuple[Row, dict[str, pa.T
             ),
         }
         return dataset, {"datasets": arrow_table(DATASETS, [dataset])}
+    return dataset, tables
+
+
+def _read_stated(found: FoundDataset, folder: DatasetFolder) -> Stated | None:
+    try:
+        return read_stated(folder, found.spec, anything_stored=bool(found.sizes))
+    except Malformed as problem:
+        found.unread.append(str(problem))
+        return None
+
+
+def _document_rows(folder: DatasetFolder, found: FoundDataset) -> list[Row]:
+    if found.stated is None:
+        return []
+    missing = missing_documents(folder, found.record, found.sizes)
+    return document_rows(folder, found.sizes, found.stated.claims, missing)
+
+
+def _vocabulary() -> Iterator[Row]:
+    for known in FIELDS.values():
+        yield {
+            "field": known.name,
+            "precedence": " > ".join(known.precedence),
+            **{key: getattr(known, key) for key in ("module", "kind", "unit", "comment", "ome", "empiar", "datacite")},
+            "tolerance": known.tolerance if known.kind == "number" else None,
+        }
 
 
 def _folders(store: Store) -> Iterator[str]:
@@ -92,6 +143,11 @@ def _local_folders(root: Path) -> list[str]:
         return [entry.name for entry in root.iterdir() if entry.is_dir()]
     except FileNotFoundError:
         return []
+
+
+def _is_ours(name: str, store: Store) -> bool:
+    """Whether a folder is a dataset's, downloaded or only described, and not somebody else's."""
+    return any(store.size_bytes(f"{name}/{file}") is not None for file in ("metadata.json", CLAIMS))
 
 
 def _expected_levels(found: FoundDataset, volume: FoundVolume) -> list[Row]:
@@ -158,6 +214,7 @@ def _dataset_row(found: FoundDataset, chunks: list[Row]) -> Row:
         row |= _record_columns(found.record, row)
     if found.described is not None:
         row |= {"content": found.described.content, **_partition_columns(found, found.described)}
+    row |= _chosen_columns(found, row)
     status, reason = _status(found)
     shape, size = row.get("volume_shape"), row.get("voxel_size_nm")
     sizes = [line["size_bytes"] for line in found.files]
@@ -173,7 +230,46 @@ def _dataset_row(found: FoundDataset, chunks: list[Row]) -> Row:
         "file_size_bytes": stored_bytes if stored_bytes is not None or not sizes else sum(sizes),
         "missing_fraction": _missing_fraction(found, chunks),
         "volumes": _further_volumes(found),
+        "levels": len(found.main.levels) or None if found.main is not None else None,
+        "commercial_use": allows_commercial_use(row.get("license")),
     }
+
+
+def _chosen_columns(found: FoundDataset, row: Row) -> Row:
+    """What was chosen among the claims; what was measured or decides the bytes stays as record and spec have it."""
+    if found.stated is None:
+        return {}
+    chosen = found.stated.chosen()
+    columns: Row = {key: value for key, value in chosen.items() if key in OF_CLAIMS}
+    sizes = [chosen.get(f"source_size_{axis}") for axis in "zyx"]
+    if row.get("source_shape") is None and all(isinstance(size, float) for size in sizes):
+        columns["source_shape"] = tuple(map(int, sizes))  # type: ignore[arg-type]  # floats, as was just seen
+    return columns
+
+
+def _intensity_columns(folder: DatasetFolder, found: FoundDataset) -> Row:
+    """Of the main volume; nothing while it was not looked at, or another one was."""
+    from em_assets.standardize.intensity import INTENSITY, read_intensities
+
+    known = None
+    if INTENSITY in found.sizes and found.main is not None:
+        with noting(found.unread):
+            known = read_intensities(folder).get("")
+    if known is None or found.record is None or known.identity != found.record.identity:
+        return {}
+    columns: Row = {"intensity_level": known.distribution.level}
+    if known.statistics is not None:
+        kept = known.statistics
+        columns |= {
+            "intensity_minimum": kept.minimum,
+            "intensity_maximum": kept.maximum,
+            "intensity_mean": kept.mean,
+            "intensity_standard_deviation": kept.standard_deviation,
+        }
+    if known.distribution.histogram is not None:
+        columns["intensity_percentiles"] = _json(known.distribution.percentiles)
+        columns["intensity_histogram"] = _json(known.distribution.histogram.model_dump())
+    return columns
 
 
 def _partition_columns(found: FoundDataset, spec: DatasetSpec) -> Row:
@@ -238,9 +334,9 @@ def _record_columns(record: DatasetRecord, from_spec: Row) -> Row:
 
 
 def _status(found: FoundDataset) -> tuple[Status, str | None]:
-    record, damage = found.record, _damage_sentence(found.damage)
+    record, damage, unread = found.record, _damage_sentence(found.damage), _damage_sentence(found.unread)
     if record is None:
-        return ("error", damage) if damage else ("listed", None)
+        return ("error", damage) if damage else ("listed", unread)
     if damage and record.status == "complete":
         return "error", damage
     status, reason = record.visible_status, record.status_reason
@@ -251,7 +347,7 @@ def _status(found: FoundDataset) -> tuple[Status, str | None]:
             f"the spec now describes another volume ({found.spec.identity() if found.spec else ''}) than is stored "
             f"({record.identity}); keep the old spec, or remove the stored one with `em-assets rm {found.name}`"
         )
-    return status, reason or damage
+    return status, reason or damage or unread
 
 
 def _damage_sentence(damage: list[str]) -> str | None:

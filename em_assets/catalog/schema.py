@@ -10,10 +10,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from em_assets.catalog.vocabulary import FIELDS, Kind
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SqlType = Literal["VARCHAR", "INTEGER", "BIGINT", "DOUBLE", "TIMESTAMP", "JSON", "INTEGER[3]", "BIGINT[3]", "DOUBLE[3]"]
+SqlType = Literal[
+    "VARCHAR",
+    "BOOLEAN",
+    "INTEGER",
+    "BIGINT",
+    "DOUBLE",
+    "DATE",
+    "TIMESTAMP",
+    "JSON",
+    "INTEGER[3]",
+    "BIGINT[3]",
+    "DOUBLE[3]",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,24 @@ class Relation:
     name: str
     comment: str
     columns: tuple[Column, ...]
+
+
+CHOSEN = (
+    *("modality", "organism", "organism_taxid", "sample", "cell_line", "preparation", "instrument", "acquired_on"),
+    *("deposited_on", "released_on", "updated_on", "accelerating_voltage_v", "bias_voltage_v", "primary_energy_ev"),
+    *("beam_current_a", "dwell_time_s", "scan_rate_hz", "working_distance_mm", "magnification"),
+    *("acquisition_software", "channels", "source_axes", "file_format", "compression", "source_chunk"),
+    *("source_levels", "image_count", "dataset_size_bytes"),
+)
+"""Fields that have a column of `datasets` and are known from claims only."""
+TYPES: dict[Kind, SqlType] = {"text": "VARCHAR", "name": "VARCHAR", "date": "DATE", "number": "DOUBLE"}
+
+
+def _of_field(name: str) -> Column:
+    """A column with what was chosen for a field of the vocabulary."""
+    field = FIELDS[name]
+    unit = f" In {field.unit}." if field.unit else ""
+    return Column(name, TYPES[field.kind], f"{field.comment}{unit}")
 
 
 VOLUME = Column("volume", "VARCHAR", "Which of the dataset's volumes; empty for the main one.")
@@ -67,15 +99,24 @@ DATASETS = Relation(
             "JSON",
             "The dataset's further volumes by name: content, shape, voxel_size_nm ...; empty if there are none.",
         ),
-        Column("license", "VARCHAR", "Licence of the data: its SPDX identifier where there is one."),
-        Column("citation", "VARCHAR", "What to cite when the data is used."),
-        Column("doi", "VARCHAR", "DOI of the publication or the dataset."),
+        *(_of_field(name) for name in ("license", "citation", "doi", "publication_doi", "authors", "publisher_name")),
+        Column(
+            "commercial_use",
+            "BOOLEAN",
+            "Whether the licence allows commercial use; empty where that is not known. Read the licence itself.",
+        ),
         Column("page_url", "VARCHAR", "The publisher's own page about it."),
         Column("download_url", "VARCHAR", "Where the data is downloaded from."),
-        Column("modality", "VARCHAR", "Kind of microscopy: FIB-SEM, SBF-SEM, ssTEM ..."),
-        Column("organism", "VARCHAR", "Species."),
-        Column("sample", "VARCHAR", "Tissue, cell line or other specimen."),
-        Column("instrument", "VARCHAR", "Microscope."),
+        *(_of_field(name) for name in CHOSEN),
+        Column("levels", "INTEGER", "Resolution levels of the main volume as stored here."),
+        Column("intensity_level", "INTEGER", "Level that the percentiles and the histogram were taken of."),
+        Column("intensity_minimum", "DOUBLE", "Smallest intensity at full resolution."),
+        Column("intensity_maximum", "DOUBLE", "Largest intensity at full resolution."),
+        Column("intensity_mean", "DOUBLE", "Mean intensity at full resolution."),
+        Column("intensity_standard_deviation", "DOUBLE", "Standard deviation of the intensity at full resolution."),
+        Column("intensity_percentiles", "JSON", "Intensity below which 0.1, 1, 5 ... 99.9 % of the voxels lie."),
+        Column("intensity_histogram", "JSON", "Edges of the bins, and voxels in each."),
+        Column("conflicts", "BIGINT", "Pairs of claims about it that disagree; the view `conflicts` lists them."),
         Column("partitioned_by", "VARCHAR", "What is downloaded one by one: chunk (a region of the volume) or file."),
         Column("partitions", "BIGINT", "How many of these there are."),
         Column("partitions_stored", "BIGINT", "How many of them are here."),
@@ -184,7 +225,139 @@ LEVELS = Relation(
     ),
 )
 
-TABLES = (DATASETS, FILES, CHUNKS, LEVELS)
+CLAIMS = Relation(
+    "claims",
+    "One row for every value that a publisher's document, a file's header or the spec states, under its own key.",
+    (
+        Column("name", "VARCHAR", "The dataset's name."),
+        Column("document", "VARCHAR", "What states it: path of the document or file below the dataset's folder."),
+        Column("key", "VARCHAR", "Path of the value within the document: JSON pointer, XML path or tag path."),
+        Column("key_pattern", "VARCHAR", "The key with positions in lists and accession numbers as *."),
+        Column("value_text", "VARCHAR", "The value as text, as it is stated; empty where it is stated to be nothing."),
+        Column("value_number", "DOUBLE", "The value where it is stated as a number."),
+        Column("unit", "VARCHAR", "Its unit, where the key says so."),
+        Column(
+            "mark",
+            "VARCHAR",
+            "e-mail address or local path: exports leave it out; odd bytes: text that could not be decoded.",
+        ),
+        Column("extractor", "VARCHAR", "What read the document: dm, tiff, zarr, empiar_entry ..."),
+        Column("extractor_version", "VARCHAR", "Its version."),
+        Column("source_url", "VARCHAR", "Where the document or file was downloaded from."),
+        Column("retrieved_at", "TIMESTAMP", "When it was downloaded (UTC)."),
+        Column("document_sha256", "VARCHAR", "SHA-256 checksum of the document or file, in hexadecimal."),
+    ),
+)
+
+STATEMENTS = Relation(
+    "statements",
+    "What the claims say in the catalogue's own terms and units: a row for each value of a field by each authority.",
+    (
+        Column("name", "VARCHAR", "The dataset's name."),
+        VOLUME,
+        Column("field", "VARCHAR", "What it is about; the table `vocabulary` explains it."),
+        Column("module", "VARCHAR", "Part of the study it belongs to, as REMBI calls it."),
+        Column("value", "VARCHAR", "The value, in the field's unit and form."),
+        Column("number", "DOUBLE", "The value as a number, where it is one."),
+        Column("unit", "VARCHAR", "Unit of the number."),
+        Column(
+            "authority",
+            "VARCHAR",
+            "Who says so: override (a person's decision in the spec), file header, file metadata, publisher API, "
+            "publisher page, spec, third party.",
+        ),
+        Column("document", "VARCHAR", "The first document that says so."),
+        Column("key", "VARCHAR", "Path of the claim within it: join `claims` by name, document and key."),
+        Column("stated", "VARCHAR", "What the claim says, word for word."),
+        Column("note", "VARCHAR", "How it was read, or how sure it is."),
+        Column("claims", "BIGINT", "How many claims say so."),
+        Column("rank", "INTEGER", "Place among the values of this field: 1 goes first."),
+        Column("chosen", "BOOLEAN", "Whether it is the dataset's value."),
+        Column("personal", "BOOLEAN", "Whether the claim holds an e-mail address or local path."),
+    ),
+)
+
+KEY_PRESENCE = Relation(
+    "key_presence",
+    "Which keys publishers and files use, and how many of their documents have each.",
+    (
+        Column("extractor", "VARCHAR", "Kind of document: dm, tiff, zarr, empiar_entry ..."),
+        Column("key", "VARCHAR", "The key, with positions in lists and accession numbers as *."),
+        Column("source", "VARCHAR", "The publisher."),
+        Column("documents", "BIGINT", "Documents of this kind and publisher."),
+        Column("documents_with_key", "BIGINT", "How many of them have the key."),
+        Column("share", "DOUBLE", "The same as a share, 0 to 1."),
+        Column("datasets", "BIGINT", "Datasets in which it occurs."),
+    ),
+)
+
+CHECKS = Relation(
+    "checks",
+    "The latest result of each check of each dataset.",
+    (
+        Column("name", "VARCHAR", "The dataset's name."),
+        Column("check_name", "VARCHAR", "What was checked."),
+        Column("passed", "BOOLEAN", "Whether it was as expected."),
+        Column("blocking", "BOOLEAN", "Whether the dataset cannot be used if it was not."),
+        Column("message", "VARCHAR", "The outcome in one sentence."),
+        Column("expected", "JSON", "What was expected."),
+        Column("found", "JSON", "What was found."),
+        Column("checked_at", "TIMESTAMP", "When (UTC)."),
+    ),
+)
+
+RUNS = Relation(
+    "runs",
+    "Every run that wrote a dataset: when, how much, how long, how it ended.",
+    (
+        Column("name", "VARCHAR", "The dataset's name."),
+        Column("run_id", "VARCHAR", "The run's own number."),
+        Column("started_at", "TIMESTAMP", "When it began (UTC)."),
+        Column("ended_at", "TIMESTAMP", "When it ended (UTC)."),
+        Column("outcome", "VARCHAR", "success or failure."),
+        Column("reason", "VARCHAR", "Why it failed, in one sentence."),
+        Column("received_bytes", "BIGINT", "Bytes downloaded."),
+        Column("seconds", "DOUBLE", "How long it took."),
+        Column("failed_partitions", "JSON", "Files or chunks that could not be fetched."),
+    ),
+)
+
+DOCUMENTS = Relation(
+    "documents",
+    "The publishers' replies and pages and the containers' own metadata, as received; and those that are missing.",
+    (
+        Column("name", "VARCHAR", "The dataset's name."),
+        Column("path", "VARCHAR", "Path below the dataset's folder."),
+        Column("kind", "VARCHAR", "How it is read: empiar_entry, zarr, html ..."),
+        Column("source_url", "VARCHAR", "Where it is from."),
+        Column("size_bytes", "BIGINT", "Size in bytes."),
+        Column("sha256", "VARCHAR", "SHA-256 checksum, in hexadecimal."),
+        Column("retrieved_at", "TIMESTAMP", "When it was received (UTC)."),
+        Column("text", "VARCHAR", "The document itself, where it is text of at most a megabyte."),
+        Column("problem", "VARCHAR", "Why it is not here, in one sentence."),
+    ),
+)
+
+VOCABULARY = Relation(
+    "vocabulary",
+    "The fields of a dataset's record: what each means, and what other vocabularies call it.",
+    (
+        Column("field", "VARCHAR", "Name of the field."),
+        Column("module", "VARCHAR", "Part of the study it belongs to, as REMBI calls it."),
+        Column("kind", "VARCHAR", "How values are compared: text (not), name, number, date."),
+        Column("unit", "VARCHAR", "Unit of a number."),
+        Column("tolerance", "DOUBLE", "Relative difference up to which two numbers are one."),
+        Column("comment", "VARCHAR", "What it means."),
+        Column("ome", "VARCHAR", "The same in OME-XML."),
+        Column("empiar", "VARCHAR", "The same in an EMPIAR entry."),
+        Column("datacite", "VARCHAR", "The same in DataCite's schema."),
+        Column("precedence", "VARCHAR", "Whose word goes first."),
+    ),
+)
+
+FILLED = (DATASETS, FILES, CHUNKS, LEVELS, STATEMENTS, CLAIMS, CHECKS, RUNS, DOCUMENTS, VOCABULARY)
+"""From specs and the store; the others from these."""
+TABLES = (*FILLED, KEY_PRESENCE)
 
 OVERVIEW = Relation(
     "overview",
@@ -237,6 +410,113 @@ order by name
 """  # noqa: S608 - every part is written above
 
 
+CONFLICTS = Relation(
+    "conflicts",
+    "Pairs of values that disagree about one field, beyond its tolerance and after conversion of units.",
+    (
+        Column("name", "VARCHAR", "The dataset's name."),
+        VOLUME,
+        Column("field", "VARCHAR", "What they are about; the table `vocabulary` explains it."),
+        Column("value_a", "VARCHAR", "The value that goes before the other."),
+        Column("authority_a", "VARCHAR", "Who states it."),
+        Column("stated_a", "VARCHAR", "What is stated, word for word."),
+        Column("document_a", "VARCHAR", "The document or file that states it."),
+        Column("key_a", "VARCHAR", "Where in it."),
+        Column("value_b", "VARCHAR", "The other value."),
+        Column("authority_b", "VARCHAR", "Who states it."),
+        Column("stated_b", "VARCHAR", "What is stated, word for word."),
+        Column("document_b", "VARCHAR", "The document or file that states it."),
+        Column("key_b", "VARCHAR", "Where in it."),
+        Column("relative_difference", "DOUBLE", "Of two numbers: their difference over the larger one."),
+        Column("chosen", "VARCHAR", "The value that the dataset's record has; empty if none was chosen."),
+        Column("reason", "VARCHAR", "Why."),
+    ),
+)
+
+CONFLICTS_SQL = """
+create view conflicts as
+with told as (
+    select s.*, v.kind, v.tolerance,
+        row_number() over (partition by s.name, s.volume, s.field, lower(s.value) order by s.rank) as nth
+    from statements s join vocabulary v on v.field = s.field
+    where v.kind <> 'text'
+),
+pairs as (
+    select a.name, a.volume, a.field,
+        a.value as value_a, a.authority as authority_a, a.stated as stated_a, a.document as document_a, a.key as key_a,
+        b.value as value_b, b.authority as authority_b, b.stated as stated_b, b.document as document_b, b.key as key_b,
+        case when a.number is not null and b.number is not null and a.number <> b.number
+            then abs(a.number - b.number) / greatest(abs(a.number), abs(b.number)) end as relative_difference,
+        a.tolerance, a.number is not null and b.number is not null as are_numbers, a.chosen as a_chosen
+    from told a join told b
+        on a.name = b.name and a.volume is not distinct from b.volume and a.field = b.field and a.rank < b.rank
+    where a.nth = 1 and b.nth = 1
+)
+select p.name, p.volume, p.field, p.value_a, p.authority_a, p.stated_a, p.document_a, p.key_a,
+    p.value_b, p.authority_b, p.stated_b, p.document_b, p.key_b, p.relative_difference, c.value as chosen,
+    case
+        when c.value is null then 'nobody whose word is taken states it'
+        when c.authority = 'override' then 'decided in the spec: ' || coalesce(c.note, '')
+        when not p.a_chosen then 'neither: ' || c.authority || ' goes before both'
+        when p.authority_b = 'third party' then 'what a third party says is never taken'
+        when p.authority_a = p.authority_b
+            then 'both are of the ' || p.authority_a || ': the more frequent, then the first'
+        else p.authority_a || ' goes before ' || p.authority_b
+    end as reason
+from pairs p left join statements c
+    on c.chosen and c.name = p.name and c.volume is not distinct from p.volume and c.field = p.field
+where not p.are_numbers or p.relative_difference > p.tolerance
+order by p.name, p.volume nulls first, p.field, p.value_a, p.value_b
+"""
+
+FIELD_PRESENCE = Relation(
+    "field_presence",
+    "Which fields are known of which datasets: what they share, and what is unique to one.",
+    (
+        Column("field", "VARCHAR", "Name of the field."),
+        Column("module", "VARCHAR", "Part of the study it belongs to, as REMBI calls it."),
+        Column("datasets", "BIGINT", "Datasets of which it is known."),
+        Column("share", "DOUBLE", "The same as a share of all datasets, 0 to 1."),
+        Column("names", "VARCHAR", "Their names."),
+    ),
+)
+
+FIELD_PRESENCE_SQL = """
+create view field_presence as
+select v.field, v.module, count(s.name) as datasets,
+    count(s.name) / greatest((select count(*) from datasets), 1) as share,
+    string_agg(s.name, ', ' order by s.name) as names
+from vocabulary v left join (select distinct name, field from statements where chosen) s on s.field = v.field
+group by v.field, v.module
+order by datasets desc, v.field
+"""
+
+KEY_PRESENCE_SQL = """
+insert into key_presence by name
+with said as (
+    select c.name, c.name || '/' || c.document as document, c.extractor, c.key_pattern as key, d.source
+    from claims c join datasets d on d.name = c.name
+),
+totals as (select extractor, source, count(distinct document) as documents from said group by extractor, source)
+select s.extractor, s.key, s.source, any_value(t.documents) as documents,
+    count(distinct s.document) as documents_with_key,
+    count(distinct s.document) / any_value(t.documents) as share,
+    count(distinct s.name) as datasets
+from said s join totals t on t.extractor = s.extractor and t.source is not distinct from s.source
+group by s.extractor, s.key, s.source
+order by s.extractor, s.key, s.source
+"""
+"""Fills the table from those of datasets and claims."""
+
+VIEWS = ((OVERVIEW, OVERVIEW_SQL), (CONFLICTS, CONFLICTS_SQL), (FIELD_PRESENCE, FIELD_PRESENCE_SQL))
+"""Made when all tables are filled."""
+
+
+COUNT_CONFLICTS_SQL = """
+update datasets set conflicts = (select count(*) from conflicts c where c.name = datasets.name)
+"""
+
+
 def arrow_table(relation: Relation, rows: Sequence[dict[str, Any]]) -> pa.Table:
     """The rows by column, a key that a row lacks as NULL.
 
@@ -251,6 +531,8 @@ def arrow_table(relation: Relation, rows: Sequence[dict[str, Any]]) -> pa.Table:
     types: dict[SqlType, Any] = {
         "VARCHAR": pa.string(),
         "JSON": pa.string(),
+        "BOOLEAN": pa.bool_(),
+        "DATE": pa.date32(),
         "INTEGER": pa.int32(),
         "BIGINT": pa.int64(),
         "DOUBLE": pa.float64(),
