@@ -71,8 +71,9 @@ def test_nobody_can_take_a_sample_for_the_real_thing(served, name):
     """Words, rights and claims are the sample's, every address is the sample's, and the identity is another."""
     spec, real = served.specs[name], load_spec(PACKAGED_DATASETS / f"{name}.yaml")
     assert spec.title.startswith("SAMPLE") and "drew" in spec.description
-    assert (spec.publisher, spec.license, spec.doi) == ("sample", "CC0-1.0", "10.5072/em-assets-sample")
-    assert (spec.organism, spec.sample, spec.instrument, spec.claims) == (None, None, None, ())
+    assert (spec.publisher.split("_")[0], spec.license, spec.doi) == ("sample", "CC0-1.0", "10.5072/em-assets-sample")
+    assert (spec.organism, spec.sample, spec.instrument) == (None, None, None)
+    assert not set(spec.claims) & set(real.claims)
     assert spec.identity() != real.identity()
     for volume in spec.volumes.values():
         assert volume.doi is None
@@ -133,13 +134,14 @@ def test_every_file_is_served_with_the_size_and_digest_of_the_spec(served, name)
 @pytest.mark.parametrize("name", MODULES)
 def test_every_document_answers(served, name):
     """With 200 and its content type, also after the addresses that hand out a cookie."""
-    types = {"html": "text/html;charset=UTF-8", "xml": "application/xml"}
+    text = dict.fromkeys(("idr_study", "table"), "text/plain; charset=utf-8")
+    types = {"html": "text/html;charset=UTF-8", "empiar_xml": "application/xml", **text}
     for document in served.specs[name].documents:
         for first in document.first:
             assert "sessionid" in served.get(first).headers["Set-Cookie"]
         reply = served.get(document.url)
         assert (reply.status, reply.headers["Content-Type"]) == (200, types.get(document.kind, "application/json"))
-        assert b"SAMPLE" in reply.data
+        assert b"SAMPLE" in reply.data or document.kind == "table"
 
 
 def test_every_dataset_has_several_shards(served):
@@ -166,7 +168,7 @@ def test_idr_serves_one_volume_cut_two_ways(served):
 def test_idr_replies_agree_with_the_file(served):
     """Three replies, each in its own words; nulls are there in one and left out in the other."""
     spec = served.specs["idr_9846137"]
-    image, omero, annotations = (served.get(document.url).json() for document in spec.documents)
+    image, omero, annotations = (served.get(document.url).json() for document in spec.documents[:3])
     z, y, x = idr.SHAPE
     assert image["size"] == {"c": 1, "height": y, "t": 1, "width": x, "z": z}
     assert image["pixel_size"] == {"x": 0.02, "y": 0.02, "z": 0.02}

@@ -66,6 +66,7 @@ def spec(facts: Facts, addresses: Addresses) -> dict[str, Any]:
     document = sample_spec(DATASET, words, base.http + facts["page"])
     document["source"] = moved_files(document["source"], base, facts["files"])
     document["documents"] = moved_documents(document["documents"], base)
+    document["claims"] = [_claim_of_the_page(document["page_url"])]
     document["expected"] |= {"source_shape": list(SHAPE)}
     document["volumes"] = {name: v | {"shape": list(PART_SHAPE)} for name, v in document["volumes"].items()}
     document["output"] = {"shard": SHARD, "chunk": CHUNK}
@@ -82,6 +83,11 @@ def write_sparse_volume(file: Path, shape: Zyx, pages: dict[int, Voxels]) -> Non
 def _write_stack(file: Path, stack: Voxels) -> None:
     z, y, x = stack.shape
     write_sparse_volume(file, (z, y, x), dict(enumerate(stack)))
+
+
+def _claim_of_the_page(page_url: str) -> dict[str, Any]:
+    z, y, x = SHAPE
+    return {"key": "volume_shape", "value": f"{z}x{x}x{y}", "url": page_url, "note": "in the page's order of axes"}
 
 
 def _page(folder: str, names: list[str]) -> str:

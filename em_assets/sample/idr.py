@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from em_assets.sample.pages import write_autoindex, write_json_page, write_page
 from em_assets.sample.publishing import (
     FOLDER,
+    SAMPLE_DOI,
     Addresses,
     Facts,
     drawn_words,
@@ -54,6 +55,7 @@ def write(origin: Path, request: Request) -> Facts:
     files = {name: file_facts(folder / name) for name in (xy, xz)}
     write_autoindex(folder, omit=xz)
     _write_replies(root, xy)
+    _write_study(root, xy, xz)
     return {"root": f"{FOLDER}/{settle(root).name}", "shape": list(SHAPE), "seed": request.seed, "files": files}
 
 
@@ -81,6 +83,52 @@ def _write_replies(root: Path, name: str) -> None:
     annotations = client / "api" / "annotations"
     write_json_page(annotations, {"annotations": [], "experimenters": []})
     write_json_page(annotations, _map_annotations(name), query=f"type=map&image={IMAGE_ID}")
+
+
+def _write_study(root: Path, *names: str) -> None:
+    """The study's two files, each in the folder that the packaged spec names."""
+    texts = {"study.txt": _study(), "annotation.csv": _annotation_table(*names)}
+    for document in packaged_spec(DATASET)["documents"]:
+        if document["path"] in texts:
+            file = root / unquote(urlsplit(document["url"]).path).lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(texts[document["path"]], encoding="utf-8")
+
+
+def _study() -> str:
+    """Sections of tab separated lines: the study, then each of its experiments under the same keys."""
+    study = [
+        "# STUDY DESCRIPTION SECTION",
+        f"Study Title\t{DRAWN}",
+        "Study Public Release Date\t2020-07-22",
+        "Study Author List\tSample A, Sample B",
+        "Study Person Email\tsample@example.org",
+        "Study License\tCC0 1.0",
+        "Study Data Publisher\tem_assets",
+        f"Study Data DOI\thttps://doi.org/{SAMPLE_DOI}",
+    ]
+    experiments = [
+        "\n".join(
+            (
+                f"Experiment Number\t{number}",
+                f"Comment[IDR Experiment Name]\tidr0086-miron-micrographs/experiment{letter}",
+                f"Experiment Imaging Method\tnone ({DRAWN})",
+                "Experiment Organism\tnone",
+            )
+        )
+        for number, letter in enumerate("ABCD", 1)
+    ]
+    return "\n\n".join(["\n".join(study), *experiments]) + "\n"
+
+
+def _annotation_table(*names: str) -> str:
+    """With a byte order mark, as the real one."""
+    heads = "Dataset Name,Image Name,Characteristics [Organism],Characteristics [Cell Line],Channels"
+    return (
+        "\ufeff"
+        + "\n".join([heads, *(f"U2OS_chromatin,{name},none,none,Channel 1: greyscale" for name in names)])
+        + "\n"
+    )
 
 
 def _image_data(name: str) -> dict[str, Any]:
@@ -146,7 +194,7 @@ def _omero_image(name: str) -> dict[str, Any]:
 
 def _map_annotations(name: str) -> dict[str, Any]:
     by_namespace = {
-        "openmicroscopy.org/mapr/organism": [["Organism", f"none ({DRAWN})"]],
+        "openmicroscopy.org/mapr/organism": [["Organism", "none"]],
         "openmicroscopy.org/mapr/cell_line": [["Cell Line", "none"]],
         "openmicroscopy.org/omero/bulk_annotations": [
             ["Cell Cycle Stage", "none"],

@@ -17,7 +17,12 @@ PAGE = ".index"
 HEADERS = ".headers.json"
 BUCKET = ".bucket"
 PAGE_SUFFIXES = (".json", ".html", ".xml")
-CONTENT_TYPES = {".html": "text/html;charset=UTF-8", ".json": "application/json", ".xml": "application/xml"}
+CONTENT_TYPES = {
+    ".html": "text/html;charset=UTF-8",
+    ".json": "application/json",
+    ".xml": "application/xml",
+    **dict.fromkeys((".txt", ".csv"), "text/plain; charset=utf-8"),
+}
 MAX_QUERY = 200
 """A longer one cannot be part of a file's name."""
 INDEX_TIME = "2020-06-10 12:00"

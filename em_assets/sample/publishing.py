@@ -81,7 +81,8 @@ def drawn_words(seed: int, *, instead_of: str, served: str) -> dict[str, Any]:
 def sample_spec(dataset: str, words: dict[str, Any], page_url: str) -> dict[str, Any]:
     """The packaged spec with the words of the sample; what it measures and where it lies is still the real one's."""
     document = {key: value for key, value in packaged_spec(dataset).items() if key not in MEASURED}
-    return document | words | {"publisher": "sample", "page_url": page_url, "claims": []}
+    publisher = f"sample_{document['publisher']}"
+    return document | words | {"publisher": publisher, "page_url": page_url, "claims": []}
 
 
 def moved(address: str, base: str) -> str:
