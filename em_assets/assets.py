@@ -1,7 +1,7 @@
 """A dataset's spec -> its Dagster assets. The one place where the parts meet; the work itself is `pipeline.py`.
 
     hemibrain_crop_chunks (by region) --> hemibrain_crop --> hemibrain_crop_metadata --+
-    empiar_11759_files    (by file)   --> empiar_11759   --> empiar_11759_metadata   --+--> metadata_catalog
+    empiar_11759_files    (by file)   --> empiar_11759   --> empiar_11759_metadata   --+--> metadata_catalog --> exports
 
 `hemibrain_crop` carries no partitions because Dagster refuses to materialize a partitioned asset by its name
 alone, and `dagster asset materialize --select hemibrain_crop` has to do the whole job. It fetches what is missing
@@ -19,7 +19,8 @@ import dagster as dg
 
 from em_assets import pipeline
 from em_assets._default_target import leave_run_note
-from em_assets.checks.asset_checks import build_volume_checks
+from em_assets.checks.asset_checks import build_volume_checks, check_result
+from em_assets.checks.metadata import METADATA_KEYS
 from em_assets.checks.volume import BLOCKING, CheckOutcome
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import EmAssetsError
@@ -35,6 +36,15 @@ STARTED_BY_SENSOR = "dagster/sensor_name"
 """Dagster's tag on the runs of a sensor: those finish what is here and never download."""
 FOLLOWS = dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()
 """Made again when what it depends on was, unless a blocking check of that is red."""
+FOLLOWS_ANY = (
+    dg.AutomationCondition.any_deps_updated().since(
+        dg.AutomationCondition.newly_requested() | dg.AutomationCondition.initial_evaluation()
+    )
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+)
+"""Likewise, of whichever of its dependencies are there: nobody downloads every dataset to get a catalogue of one.
+Unlike `eager` it is not put off by the catalogue of a dataset's own step: that may be older than the claims."""
 RESOURCES = {"storage"}
 LARGEST_INLINE_PREVIEW_BYTES = 50_000
 """Each copy stays in the event log for ever."""
@@ -131,30 +141,52 @@ def _dataset_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition
 
 
 def _metadata_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
+    name = f"{spec.name}_metadata"
+
     @_asset(
         spec,
-        f"{spec.name}_metadata",
+        name,
         deps=[spec.name],
         automation_condition=FOLLOWS,
         description=f"What the publisher's own documents state about {spec.name}, each value with its origin.",
         kinds={"parquet"},
+        check_specs=[
+            dg.AssetCheckSpec(
+                METADATA_KEYS,
+                asset=name,
+                description="Documents and files have the keys they had before, and those that are relied on.",
+            )
+        ],
     )
-    def metadata(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+    def metadata(
+        context: dg.AssetExecutionContext,
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster takes the parametrized one for an output beside the check
+        store = _store(context)
         with _explained(context, spec, platform):
-            claims = pipeline.describe_dataset(spec, platform.settings, _store(context))
+            described = pipeline.describe_dataset(
+                spec,
+                platform.settings,
+                store,
+                fetch=STARTED_BY_SENSOR not in context.run.tags,
+                log=context.log.info,
+            )
         rows = [
             dg.TableRecord({"key": claim.key, "value": str(claim.value), "document": claim.document})
-            for claim in claims[:50]
+            for claim in described.first_claims
         ]
         return dg.MaterializeResult(
             metadata={
-                "claims": len(claims),
+                "claims": described.claims,
+                "documents_received": len(described.received),
+                "documents_missing": dg.MetadataValue.json(described.missing),
+                "keys": described.keys.message,
                 "page": dg.MetadataValue.url(spec.page_url),
                 "license": spec.license,
                 "citation": spec.citation,
                 **({} if spec.doi is None else {"doi": dg.MetadataValue.url(f"https://doi.org/{spec.doi}")}),
                 **({"first_claims": dg.MetadataValue.table(rows)} if rows else {}),
-            }
+            },
+            check_results=[check_result(name, described.keys)],
         )
 
     return metadata
@@ -167,7 +199,7 @@ def build_catalog_asset(platform: Platform) -> dg.AssetsDefinition:
         name=CATALOG,
         deps=[f"{name}_metadata" for name in platform.specs],
         required_resource_keys=RESOURCES,
-        automation_condition=FOLLOWS,
+        automation_condition=FOLLOWS_ANY,
         group_name="catalog",
         kinds={"duckdb"},
         owners=["team:em_assets"],
@@ -178,6 +210,56 @@ def build_catalog_asset(platform: Platform) -> dg.AssetsDefinition:
             return dg.MaterializeResult(metadata=_build_catalog(platform, _store(context)))
 
     return metadata_catalog
+
+
+def build_export_assets(platform: Platform) -> list[dg.AssetsDefinition]:
+    """The catalogue in other forms. Each file is written again only if what it says has changed."""
+    return [
+        _export_asset(
+            platform,
+            "metadata_exports",
+            {"csv", "json", "parquet"},
+            "metadata.csv, .json and .parquet with a record for each dataset, metadata.schema.json that describes it, "
+            "and a dated catalogue of what was there.",
+        ),
+        _export_asset(
+            platform,
+            "metadata_summary",
+            {"markdown"},
+            "METADATA_SUMMARY.md: the datasets, what their metadata share, conflicts and gaps, in words.",
+        ),
+        _export_asset(
+            platform, "ro_crates", {"json"}, "ro-crate-metadata.json (RO-Crate 1.2) beside each complete dataset."
+        ),
+    ]
+
+
+def _export_asset(platform: Platform, name: str, kinds: set[str], description: str) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=name,
+        deps=[CATALOG],
+        required_resource_keys=RESOURCES,
+        automation_condition=FOLLOWS,
+        group_name="catalog",
+        kinds=kinds,
+        owners=["team:em_assets"],
+        description=description,
+    )
+    def export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from em_assets.catalog.exporting import export_catalog
+
+        store = _store(context)
+        with _explained(context, None, platform):
+            files = export_catalog(name, store, platform.settings)
+        return dg.MaterializeResult(
+            metadata={
+                "files": len(files),
+                "changed": sum(file.changed for file in files),
+                "paths": dg.MetadataValue.md("\n".join(f"- {store.uri(file.path)}" for file in files)),
+            }
+        )
+
+    return export
 
 
 def refresh_catalog(context: dg.AssetExecutionContext, platform: Platform, store: Store) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from em_assets._default_target import leave_run_note
-from em_assets.assets import Platform, build_catalog_asset, build_dataset_assets, spec_file
+from em_assets.assets import Platform, build_catalog_asset, build_dataset_assets, build_export_assets, spec_file
 from em_assets.automation import build_sensors
 from em_assets.datasets.loading import load_sound_specs
 from em_assets.datasets.spec import ASSET_SUFFIXES
@@ -40,7 +40,7 @@ def build_defs(
     for name, error in wrong.items():
         dg.get_dagster_logger().warning("dataset %s is left out: %s", name, error)
     platform = Platform(settings, specs)
-    assets: list[dg.AssetsDefinition] = [build_catalog_asset(platform)]
+    assets: list[dg.AssetsDefinition] = [build_catalog_asset(platform), *build_export_assets(platform)]
     checks: list[dg.AssetChecksDefinition] = []
     for spec in platform.specs.values():
         dataset_assets, dataset_checks = build_dataset_assets(spec, platform)

@@ -17,7 +17,7 @@ exports=$(em-assets sample env) # on a line of its own: `eval "$(...)"` would hi
 eval "$exports"
 if [ "${1:-}" = all ]; then
   names=$(basename -s .yaml "$EM_ASSETS_DATASETS"/*.yaml)
-  assets=metadata_catalog
+  assets=metadata_catalog,metadata_exports,metadata_summary,ro_crates
   for name in $names; do assets="$name,${name}_metadata,$assets"; done
   shown=jrc_mus_nacc_2
 else
@@ -25,6 +25,9 @@ else
 fi
 step dagster asset materialize --select "$assets"
 step em-assets sql "from overview"
+if [ "${1:-}" = all ]; then
+  step em-assets sql "select name, field, value_a, authority_a, value_b, authority_b, chosen from conflicts"
+fi
 
 printf '\nWhat there is now\n'
 for name in $names; do printf '  %-15s %s\n' "$name" "$EM_ASSETS_ROOT/$name/volume.ome.zarr"; done
@@ -37,6 +40,6 @@ What to try next, after this line in your shell:
   source .venv/bin/activate && eval "\$(em-assets sample env)"
 
   em-assets view $shown            look at it in Neuroglancer
-  em-assets sql "from levels"              ask the catalogue
+  em-assets show $shown            what is known about it, and who says so
   make dev                                 the same in Dagster's UI
 EOF

@@ -15,6 +15,7 @@ import yaml
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from em_assets.catalog.claims import read_claims
 from em_assets.datasets.loading import load_spec, load_specs
 from em_assets.errors import Malformed, Mismatch, Unsupported
 from em_assets.fetch.client import FolderClient, folder_url
@@ -339,12 +340,16 @@ def test_the_settings_behind_the_pixels_become_claims(tmp_path, server, carotid)
     spec = carotid_spec(tmp_path, server)
     settings = quick_settings(tmp_path / "data")
     materialize(spec, settings)
-    claims = describe_dataset(spec, settings, open_store(settings.root))
-    said = {(claim.document, claim.key): claim.value for claim in claims}
+    store = open_store(settings.root)
+    describe_dataset(spec, settings, store, fetch=False)
+    claims = read_claims(DatasetFolder(store, spec.name))
+    said = {(row["document"], row["key"]): row for row in claims.to_pylist()}
     first = f"original/{CAROTID}/Carotid2_Z1233.tif"
-    assert said[first, "/0/FEI_HELIOS/Scan/PixelWidth"] == "6.5e-008"
-    assert said[first, "/0/FEI_TITAN/Metadata/Acquisition/AcquisitionDatetime"] == "2022-05-24T13:33:12"
-    assert said["documents/entry.json", "/EMPIAR-13192/imagesets/0/pixel_width"] == 650.0
+    assert said[first, "/0/FEI_HELIOS/Scan/PixelWidth"]["value_text"] == "6.5e-008"
+    acquired = said[first, "/0/FEI_TITAN/Metadata/Acquisition/AcquisitionDatetime"]
+    assert acquired["value_text"] == "2022-05-24T13:33:12"
+    stated = said["documents/entry.json", "/EMPIAR-13192/imagesets/0/pixel_width"]
+    assert (stated["value_number"], stated["unit"]) == (650.0, "angstrom")
 
 
 def test_the_print_resolution_is_no_voxel_size(tmp_path, server, carotid):
