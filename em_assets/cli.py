@@ -7,15 +7,12 @@ A traceback is shown with `--debug` only. What takes seconds to import is import
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import math
 import os
-import re
-import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,14 +21,23 @@ import typer
 import typer.core
 
 from em_assets.adding.commands import add_app
-from em_assets.datasets.fields import ITEM_BYTES, NAME_PATTERN
-from em_assets.datasets.loading import load_sound_specs
+from em_assets.cli_catalog import catalog_commands
+from em_assets.cli_shared import (
+    FormatOption,
+    JsonOption,
+    NameArgument,
+    Platform,
+    YesOption,
+    print_table,
+    terminal_width,
+    unknown_dataset,
+)
+from em_assets.datasets.fields import ITEM_BYTES
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import EmAssetsError, Malformed, Mismatch, Unavailable
 from em_assets.progress import human_bytes, human_seconds
 from em_assets.records import DatasetFolder, DatasetRecord
-from em_assets.settings import Settings, read_settings
-from em_assets.store import Store, open_store
+from em_assets.settings import read_settings
 
 if TYPE_CHECKING:
     from em_assets.checks.volume import CheckOutcome
@@ -43,13 +49,8 @@ RECEIVED_FOLDERS = ("original", "original_records", "documents")
 """What `rm --keep-original` leaves."""
 VERIFIED = ("files", "checksums", "completeness")
 """The checks of `verify`."""
-Format = Literal["table", "csv", "json"]
 ExportFormat = Literal["npy", "tiff", "mrc", "ome-zarr-0.4"]
 
-FormatOption = Annotated[Format, typer.Option("--format", help="table for a person, csv or json for a program")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
-JsonOption = Annotated[bool, typer.Option("--json", help="for a program")]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="a dataset, as `em-assets list` names it")]
 FolderOption = Annotated[Path, typer.Option("--folder", help="where the sample lies")]
 
 
@@ -163,36 +164,20 @@ def list_datasets(form: FormatOption = "table") -> None:
 
     With size, shape, voxel size and licence. Needs no network and no catalogue.
     """
-    platform = _Platform.read()
+    platform = Platform.read()
     found = [_Listed.read(name, platform) for name in platform.names()]
     if form != "table":
         values = ("name", "status", "size_bytes", "shape", "voxel_size_nm", "license", "title", "status_reason")
-        _print_table(values, [one.values() for one in found], form)
+        print_table(values, [one.values() for one in found], form)
         return
     columns = ("name", "status", "size", "shape (z, y, x)", "voxel (nm)", "licence", "title")
-    _print_table(*_fitting(columns, [one.cells() for one in found], _width()), form)
+    print_table(*_fitting(columns, [one.cells() for one in found], terminal_width()), form)
     for line in _notes_below(found):
         print(line)
 
 
-@app.command(epilog="Example: em-assets show hemibrain_crop --json")
-def show(name: NameArgument, as_json: JsonOption = False) -> None:
-    """What is known about a dataset.
-
-    Its record in the store; of one that is not here, what its spec states.
-    """
-    from em_assets.pipeline import listed_record
-
-    platform = _Platform.read(name)
-    platform.require(name)
-    record = platform.folder(name).read_record()
-    if record is None:
-        record = listed_record(platform.spec(name))
-    values = record.model_dump(mode="json") | {"status": record.visible_status}
-    if as_json:
-        print(json.dumps(values, indent=1, ensure_ascii=False))
-    else:
-        print("\n".join(_readable(values)))
+# Between the list of datasets and what else there is of them, which is the order of the help.
+app.registered_commands += catalog_commands.registered_commands
 
 
 @app.command(epilog="Example: em-assets plan hemibrain_crop")
@@ -210,7 +195,7 @@ def plan(
     """
     from em_assets.pipeline import plan_dataset
 
-    platform = _Platform.read(*(names or ()))
+    platform = Platform.read(*(names or ()))
     specs = [platform.spec(name) for name in dict.fromkeys(names or platform.specs)]
     plans = [plan_dataset(spec, platform.settings, platform.store, ask_publisher=not offline) for spec in specs]
     if as_json:
@@ -226,27 +211,10 @@ def plan(
             raise Mismatch(planned.refusals[0])
 
 
-@app.command(epilog='Example: em-assets sql "from overview"')
-def sql(
-    query: Annotated[str, typer.Argument(help='one statement of DuckDB\'s SQL, such as "from overview"')],
-    form: FormatOption = "table",
-) -> None:
-    """Asks the catalogue, metadata.duckdb.
-
-    Read-only. `show tables` and `describe datasets` say what there is.
-    """
-    from em_assets.catalog import query as catalog
-    from em_assets.catalog.render import render
-
-    settings = read_settings()
-    answer = catalog.query(catalog.catalog_path(open_store(settings.root), settings), query)
-    print(render(answer, format=form, width=_width()), end="")
-
-
 @app.command(epilog="Example: em-assets du")
 def du(form: FormatOption = "table") -> None:
     """How much room each dataset takes."""
-    platform = _Platform.read()
+    platform = Platform.read()
     sizes: dict[str, list[int]] = {}
     for path, size in platform.store.list(""):
         name = path.partition("/")[0] if "/" in path else "(catalogue)"
@@ -256,11 +224,11 @@ def du(form: FormatOption = "table") -> None:
     if form == "table":
         total = sum(map(sum, sizes.values()))
         rows = [(name, human_bytes(sum(found)), f"{len(found)}") for name, found in ordered]
-        _print_table(("name", "size", "objects"), [*rows, ("total", human_bytes(total), "")], form)
+        print_table(("name", "size", "objects"), [*rows, ("total", human_bytes(total), "")], form)
         free = platform.store.free_bytes()
         print(f"{platform.store.uri('')}{f': {human_bytes(free)} free' if free is not None else ''}")
     else:
-        _print_table(
+        print_table(
             ("name", "size_bytes", "objects"), [(name, sum(found), len(found)) for name, found in ordered], form
         )
 
@@ -275,19 +243,19 @@ def logs(
 
     Its runs, the newest first, and what state it is in.
     """
-    platform = _Platform.read(name)
+    platform = Platform.read(name)
     platform.require(name)
     folder = platform.folder(name)
     paths = sorted((path for path, _ in platform.store.list(folder.path("runs"))), reverse=True)[:count]
     runs = [run for run in map(platform.read_run, paths) if run is not None]
     if form == "table":
-        _print_table(("started", "outcome", "took", "received", "reason"), list(map(_run_cells, runs)), form)
+        print_table(("started", "outcome", "took", "received", "reason"), list(map(_run_cells, runs)), form)
         record = folder.read_record()
         status = "listed: nothing is stored yet" if record is None else _status_line(record)
         print(f"{name} is {status}")
     else:
         keys = list(dict.fromkeys(key for run in runs for key in run))
-        _print_table(keys, [tuple(run.get(key) for key in keys) for run in runs], form)
+        print_table(keys, [tuple(run.get(key) for key in keys) for run in runs], form)
 
 
 @app.command(epilog="Example: em-assets view hemibrain_crop --port 8080 --no-browser")
@@ -303,7 +271,7 @@ def view(
     """
     from em_assets import viewer
 
-    platform = _Platform.read(name)
+    platform = Platform.read(name)
     platform.require(name)
     folder = platform.folder(name)
     record = folder.read_record()
@@ -337,7 +305,7 @@ def doctor(
 
         unknown = [name for name in names or () if name not in specs]
         if unknown:
-            raise _unknown(unknown[0], specs)
+            raise unknown_dataset(unknown[0], specs)
         wanted = [specs[name] for name in names or specs]
         answers = ask_publishers(wanted, settings, lambda line: print(line, file=sys.stderr, flush=True))
         report = Report([section, *answers.sections], answers.closing)
@@ -364,7 +332,7 @@ def get(
     """
     from em_assets.pipeline import plan_dataset
 
-    platform = _Platform.read(*names)
+    platform = Platform.read(*names)
     specs = [platform.spec(name) for name in dict.fromkeys(names)]
     plans = [plan_dataset(spec, platform.settings, platform.store, ask_publisher=True) for spec in specs]
     for planned in plans:
@@ -399,7 +367,7 @@ def export(
     from em_assets.progress import open_reporter
 
     dataset, slash, volume = name.partition("/")
-    platform = _Platform.read(dataset)
+    platform = Platform.read(dataset)
     platform.require(dataset)
     folder = platform.folder(dataset)
     if slash:
@@ -446,7 +414,7 @@ def verify(
     from em_assets.catalog.build import build_catalog
     from em_assets.pipeline import plan_dataset, recheck_dataset
 
-    platform = _Platform.read(name)
+    platform = Platform.read(name)
     spec = platform.spec(name)
     platform.refuse_if_written(name)
     outcomes, record = recheck_dataset(spec, platform.store, VERIFIED, lambda line: print(line, file=sys.stderr))
@@ -498,7 +466,7 @@ def remove(
     from em_assets.catalog.build import build_catalog
     from em_assets.pipeline import dataset_lock
 
-    platform = _Platform.read(name)
+    platform = Platform.read(name)
     platform.require(name)
     kept = tuple(f"{name}/{folder}/" for folder in RECEIVED_FOLDERS) if keep_original else ()
     found = [(path, size) for path, size in platform.store.list(name) if not path.startswith(kept or ("\0",))]
@@ -598,79 +566,7 @@ def _served(state: SampleState) -> str:
     return f"{'now' if state.started else 'already'} served at {state.url}"
 
 
-# What the commands share
-
-
-@dataclass(frozen=True)
-class _Platform:
-    """The environment as a command finds it."""
-
-    settings: Settings
-    specs: dict[str, DatasetSpec]
-    wrong: dict[str, Malformed]
-    """What is wrong with the spec of a dataset, by its name."""
-    store: Store
-
-    @classmethod
-    def read(cls, *asked: str) -> _Platform:
-        """A spec that is wrong is named, and stops nobody but those who ask for its dataset."""
-        settings = read_settings()
-        specs, wrong = load_sound_specs(settings.dataset_folders())
-        for name, error in wrong.items():
-            if name not in asked:
-                print(f"careful: {name} is left out: {error}", file=sys.stderr)
-        return cls(settings, specs, wrong, open_store(settings.root))
-
-    def folder(self, name: str) -> DatasetFolder:
-        return DatasetFolder(self.store, name)
-
-    def names(self) -> list[str]:
-        """Every dataset of the specs, and those of a local store whose spec is gone."""
-        root = self.store.local_path("")
-        stored = [file.parent.name for file in root.glob("*/metadata.json")] if root is not None else []
-        return sorted({*self.specs, *(name for name in stored if re.match(NAME_PATTERN, name))})
-
-    def require(self, name: str) -> None:
-        """Refuses a name that neither the specs nor the store knows, and names the nearest."""
-        known = name in self.specs or (
-            re.match(NAME_PATTERN, name) is not None and next(iter(self.store.list(name)), None) is not None
-        )
-        if name in self.wrong and known:
-            print(f"careful: {self.wrong[name]}", file=sys.stderr)
-        elif name in self.wrong:
-            raise self.wrong[name]
-        elif not known:
-            raise _unknown(name, self.names())
-
-    def spec(self, name: str) -> DatasetSpec:
-        if name in self.wrong:
-            raise self.wrong[name]
-        if name not in self.specs:
-            raise _unknown(name, self.specs)
-        return self.specs[name]
-
-    def refuse_if_written(self, name: str) -> None:
-        try:
-            record = self.folder(name).read_record()
-        except Malformed:
-            return  # a damaged record is one more reason to remove it
-        if record is not None and record.visible_status == "saving-data":
-            who = f" (process {record.heartbeat.pid} on {record.heartbeat.host})" if record.heartbeat else ""
-            raise Mismatch(f"{name} is being written{who}; stop that first, or wait for its end.")
-
-    def read_run(self, path: str) -> dict[str, Any] | None:
-        """One line of a dataset's history, None if it is not readable."""
-        try:
-            run = json.loads(self.store.read(path))
-        except (ValueError, FileNotFoundError):
-            return None
-        return run if isinstance(run, dict) else None
-
-
-def _unknown(name: str, names: Iterable[str]) -> Exception:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return typer.BadParameter(f"there is no dataset {name!r}; {hint}`em-assets list` shows all.")
+# What the commands print and ask
 
 
 @dataclass(frozen=True)
@@ -688,7 +584,7 @@ class _Listed:
     title: str
 
     @classmethod
-    def read(cls, name: str, platform: _Platform) -> _Listed:
+    def read(cls, name: str, platform: Platform) -> _Listed:
         spec = platform.specs.get(name)
         try:
             record = platform.folder(name).read_record()
@@ -770,27 +666,6 @@ def _run_cells(run: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _readable(values: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """A record as `key  value` lines; what is unknown is left out."""
-    width = max(map(len, values), default=0)
-    for key, value in values.items():
-        if isinstance(value, dict):
-            if value:
-                yield f"{indent}{key}"
-                yield from _readable(value, indent + "  ")
-        elif value is not None:
-            text = value if isinstance(value, str) else json.dumps(value)
-            yield f"{indent}{key:<{width}}  {' '.join(text.split())}"
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]], form: Format) -> None:
-    from em_assets.catalog.query import Table
-    from em_assets.catalog.render import render
-
-    types = tuple("VARCHAR" for _ in columns)
-    print(render(Table(tuple(columns), types, list(rows)), format=form, width=_width()), end="")
-
-
 def _fitting(
     columns: tuple[str, ...], rows: list[tuple[str, ...]], width: int | None
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -800,11 +675,6 @@ def _fitting(
     while width is not None and count > 2 and sum(widths[:count]) > width + 2:
         count -= 1
     return columns[:count], [row[:count] for row in rows]
-
-
-def _width() -> int | None:
-    """Columns of the terminal; None where nobody folds lines (a pipe, a file)."""
-    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
 def _confirm(question: str, yes: bool) -> None:
@@ -836,7 +706,7 @@ def _summary(folder: DatasetFolder) -> list[str]:
     ]
 
 
-def _materialize(names: Sequence[str], platform: _Platform) -> None:
+def _materialize(names: Sequence[str], platform: Platform) -> None:
     """Runs Dagster and shows what a person needs. Raises Unavailable with the reason if it fails."""
     from em_assets import dagster_child
 
@@ -851,7 +721,7 @@ def _materialize(names: Sequence[str], platform: _Platform) -> None:
     print(f"  done in {human_seconds(outcome.seconds)}")
 
 
-def _recorded_reason(names: Sequence[str], platform: _Platform, exit_code: int, log: Path) -> str:
+def _recorded_reason(names: Sequence[str], platform: Platform, exit_code: int, log: Path) -> str:
     """What the records say of a failed run that left no note; else where to look."""
     for name in names:
         record = platform.folder(name).read_record()

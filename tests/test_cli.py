@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from em_assets import cli, dagster_child
+from em_assets import cli, cli_shared, dagster_child
 from em_assets.pipeline import listed_record
 from em_assets.records import VOLUME, DatasetFolder, Heartbeat
 from em_assets.settings import PACKAGED_DATASETS, Settings
@@ -25,8 +25,12 @@ from small import publish, write_spec
 COMMANDS = [
     "list",
     "show",
-    "plan",
+    "describe",
     "sql",
+    "conflicts",
+    "cite",
+    "catalog",
+    "plan",
     "du",
     "logs",
     "view",
@@ -195,7 +199,7 @@ def test_a_wrong_spec_is_named_with_file_and_key(run, monkeypatch, tmp_path):
 
 def test_a_bug_is_called_one(run, monkeypatch):
     """An error nobody foresaw: one line with its kind, and how to see more."""
-    monkeypatch.setattr(cli, "read_settings", lambda: {}["nothing"])
+    monkeypatch.setattr(cli_shared, "read_settings", lambda: {}["nothing"])
     code, _, err = run("list")
     assert code == 1
     assert err == "this is a bug (KeyError: 'nothing'); `--debug` shows where, please report it.\n"
@@ -303,13 +307,15 @@ def test_a_narrow_terminal_still_gets_one_line_per_dataset():
 
 
 def test_show(run, tmp_path):
-    """What the spec states of a dataset that is not here, the record of one that is, the same as JSON."""
-    assert re.search(r"^status +listed$", run("show", "hemibrain_crop")[1], re.MULTILINE)
+    """What is stated of a dataset that is not here, what is stored of one that is, the same and its record as JSON."""
+    assert re.search(r"^  status +listed$", run("show", "hemibrain_crop")[1], re.MULTILINE)
     folder = store_of(tmp_path)
-    assert re.search(r"^file_size_bytes +1000$", run("show", "hemibrain_crop")[1], re.MULTILINE)
+    assert re.search(r"^  file_size_bytes +1\.0 kB \(1000 bytes\)$", run("show", "hemibrain_crop")[1], re.MULTILINE)
     shown = json.loads(run("show", "hemibrain_crop", "--json")[1])
-    assert shown["identity"] == folder.read_record().identity
-    assert shown["status"] == "complete"
+    record = folder.read_record()
+    assert shown["record"] == record.model_dump(mode="json") | {"status": record.visible_status}
+    assert shown["identity"] == record.identity
+    assert shown["file_size_bytes"] == 1000
 
 
 def test_plan_without_the_network(run, monkeypatch):
