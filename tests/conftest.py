@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from pathlib import Path
@@ -19,6 +20,8 @@ for _name in list(os.environ):
         del os.environ[_name]
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="em_assets_cache_")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+# A shell that starts pytest in the background has it ignore Ctrl-C, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 

@@ -122,7 +122,8 @@ def test_a_user_without_a_home_is_told_what_to_set():
     code = (
         "import os; from em_assets.settings import *\n"
         "import platformdirs\n"
-        "settings = read_settings(); os.setuid(54321); os.environ.pop('HOME', None)\n"
+        "settings = read_settings(); os.setuid(54321)\n"
+        "for name in ('HOME', 'XDG_CACHE_HOME'): os.environ.pop(name, None)\n"
         "try: print(settings.cache_folder())\n"
         "except Malformed as error: print(error)"
     )
