@@ -1,7 +1,7 @@
 """The catalogue against a crawl of JSON side-cars with pandas, and against bare DuckDB over Parquet files.
 
     python benchmarks/catalog.py --quick
-    python benchmarks/catalog.py --work /tmp/benchmark --rounds 5 --out catalog.md
+    python benchmarks/catalog.py --work ../benchmark --rounds 5 --out catalog.md
 
 A store of twenty datasets with 10,000 received files and 100,000 claims is made. Then, each in a fresh process: its
 catalogue is built, and the README's six questions are asked of it, of the side-cars and of Parquet files of the same

@@ -1,7 +1,7 @@
 """The product against tensorstore, dask, ome-zarr-py and ngff-zarr: a TIFF stack to an OME-Zarr with its pyramid.
 
     python benchmarks/convert.py --quick
-    python benchmarks/convert.py --work /tmp/benchmark --peers /tmp/peers/bin/python --out convert.md
+    python benchmarks/convert.py --work ../benchmark --peers ../peers/bin/python --out convert.md
 
 Every client runs as a whole command in a fresh process (`convert_clients.py`), in interleaved rounds; each result is
 read back (`convert_judge.py`). `--peers` is the Python of an environment that has those which the product does not

@@ -1,7 +1,7 @@
 """The product against curl, aria2c, s5cmd, `aws s3 cp` and s3fs: one large file, and many small objects of a bucket.
 
     python benchmarks/download.py --quick
-    python benchmarks/download.py --work /tmp/benchmark --out download.md
+    python benchmarks/download.py --work ../benchmark --out download.md
 
 nginx on loopback serves both, unlimited, at 20 MB/s per connection, and with 20 ms before each answer. Every client
 runs as a whole command in a fresh process, in interleaved rounds; each result is compared by sha256. What is not

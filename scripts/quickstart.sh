@@ -10,7 +10,16 @@ export PATH="$PWD/.venv/bin:$PATH"
 # The shell may be set up for another store or project; this run is about the sample alone.
 unset "${!EM_ASSETS_@}" "${!DAGSTER_@}"
 
-step() { printf '\n$ %s\n' "$*"; "$@"; }
+# Shows a command as it can be typed, and runs it.
+step() {
+  local word shown=
+  for word in "$@"; do
+    case $word in *' '*) word="\"$word\"" ;; esac
+    shown+=" $word"
+  done
+  printf '\n$%s\n' "$shown"
+  "$@"
+}
 
 step em-assets sample up
 exports=$(em-assets sample env) # on a line of its own: `eval "$(...)"` would hide a failure
@@ -30,11 +39,11 @@ if [ "${1:-}" = all ]; then
 fi
 
 printf '\nWhat there is now\n'
-for name in $names; do printf '  %-15s %s\n' "$name" "$EM_ASSETS_ROOT/$name/volume.ome.zarr"; done
+for name in $names; do printf '  %-17s %s\n' "$name" "$EM_ASSETS_ROOT/$name/volume.ome.zarr"; done
 cat <<EOF
-  the catalogue   $EM_ASSETS_ROOT/metadata.duckdb
-  Dagster's log   $DAGSTER_HOME
-  the sample      still served; stop it with: em-assets sample down
+  the catalogue     $EM_ASSETS_ROOT/metadata.duckdb
+  Dagster's log     $DAGSTER_HOME
+  the sample        still served; stop it with: em-assets sample down
 
 What to try next, after this line in your shell:
   source .venv/bin/activate && eval "\$(em-assets sample env)"

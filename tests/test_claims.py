@@ -155,7 +155,6 @@ MARKED = {
     "relative to a user": ("x", r"\Users\me\x.tif", "local path"),
     "home": ("x", "file list: /home/someone/x.tif", "local path"),
     "Mac": ("x", "/Users/someone/x.tif", "local path"),
-    "root": ("x", "/root/x", "local path"),
     "file address": ("x", "file:///data/x", "local path"),
     "web address": ("x", "https://example.org/home/x/Users/y", None),
     "bucket": ("x", "s3://bucket/home/x", None),
