@@ -128,11 +128,15 @@ class Shown:
         known = self._facts(origins)
         for module, names in groupby(known, key=lambda name: FIELDS[name].module):
             yield module, [*(known[name] for name in names), *(self._links(origins) if module == "Study" else ())]
+        order = list(FIELDS)
         further = [statement for statement in self.chosen if statement["volume"] is not None]
         for volume, stated in groupby(further, key=lambda statement: statement["volume"]):
             yield (
                 f"Volume {volume}",
-                [(one["field"], _with_unit(one["field"], one["value"]), _whence(one)) for one in stated],
+                [
+                    (one["field"], _with_unit(one["field"], one["value"]), _whence(one))
+                    for one in sorted(stated, key=lambda statement: order.index(statement["field"]))
+                ],
             )
         unknown = [name for name in FIELDS if name not in known]
         if unknown:

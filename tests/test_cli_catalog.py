@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from conftest import ROOT
 from em_assets import cli, cli_show
 from em_assets.catalog.schema import CONFLICTS, DATASETS
+from em_assets.catalog.vocabulary import FIELDS
 from em_assets.pipeline import listed_record
 from em_assets.records import VOLUME, DatasetFolder, Heartbeat
 from em_assets.store import LocalStore
@@ -204,6 +205,14 @@ def test_a_damaged_record_is_shown_as_such(specs, run):
     assert re.search(r"^  status +error$", out, re.MULTILINE)
     assert "is not a DatasetRecord" in out
     assert json.loads(run("show", "small", "--json")[1])["record"] is None
+
+
+def test_a_further_volumes_fields_are_in_the_records_order(packaged, run):
+    """As those of the dataset: sizes along z, y, x, one below the other."""
+    section = run("show", "jrc_mus_nacc_2")[1].split("\nVolume nuc\n")[1].split("\n\n")[0]
+    fields = re.findall(r"^  (\w+)", section, re.MULTILINE)
+    assert len(fields) > 6
+    assert fields == [field for field in FIELDS if field in fields]
 
 
 @pytest.mark.parametrize("command", ["show", "describe", "conflicts", "cite"])
