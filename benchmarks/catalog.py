@@ -19,7 +19,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -347,23 +346,23 @@ def export_tables(catalog: Path, folder: Path) -> None:
 
 
 def ask_product(folder: Path, question: str) -> dict[str, Any]:
-    """`em_assets.catalog.query`, which opens the database for each question and locks it down."""
+    """`em_assets.catalog.query`, which keeps one locked-down engine and opens the database anew for each question."""
     started = perf_counter()
     import duckdb
 
-    from em_assets.catalog.query import LOCKED, query
+    from em_assets.catalog.query import query
 
     imports = perf_counter() - started
     path, sql = folder / "store" / "metadata.duckdb", QUESTIONS[question]
     times = _timed(lambda: query(path, sql))
-    with duckdb.connect(path, read_only=True, config=LOCKED) as database:
+    with duckdb.connect(path, read_only=True) as database:
         alone = _timed(lambda: database.execute(sql).fetchall())
     answer = query(path, sql)
     return _reply(imports, times, alone, answer.columns, answer.rows) | {"engine": _engine_seconds()}
 
 
 def _engine_seconds() -> float:
-    """What DuckDB takes to start with nothing in it and to end: no way of opening a file can be faster."""
+    """What DuckDB takes to start with nothing in it and to end: part of the first question in a process."""
     import duckdb
 
     def start() -> None:
@@ -378,30 +377,29 @@ def ask_bare(folder: Path, question: str) -> dict[str, Any]:
     import duckdb
 
     imports = perf_counter() - started
-    from em_assets.catalog.schema import VIEWS
+    from em_assets.catalog.schema import DERIVED
 
-    sql, texts = QUESTIONS[question], {view.name: text for view, text in VIEWS}
+    sql, texts = QUESTIONS[question], {made.name: text.replace("create table", "create view") for made, text in DERIVED}
     views = [
         texts.get(name, f"create view {name} as from read_parquet('{folder / 'parquet' / name}.parquet')")
         for name in RELATIONS[question]
     ]
+    engines: list[duckdb.DuckDBPyConnection] = []
 
     def opened() -> duckdb.DuckDBPyConnection:
-        database = duckdb.connect()
+        """The engine, started the first time; its views are made anew each time, which looks at the files again."""
+        if not engines:
+            engines.append(duckdb.connect())
         for view in views:
-            database.execute(view)
-        return database
+            engines[0].execute(view.replace("create view", "create or replace view"))
+        return engines[0]
 
-    def ask() -> None:
-        with closing(opened()) as database:
-            database.execute(sql).fetchall()
-
-    times = _timed(ask)
-    with closing(opened()) as database:
-        alone = _timed(lambda: database.execute(sql).fetchall())
-        result = database.execute(sql)
-        columns = [column[0] for column in result.description or ()]
-        return _reply(imports, times, alone, columns, result.fetchall())
+    times = _timed(lambda: opened().execute(sql).fetchall())
+    database = opened()
+    alone = _timed(lambda: database.execute(sql).fetchall())
+    result = database.execute(sql)
+    columns = [column[0] for column in result.description or ()]
+    return _reply(imports, times, alone, columns, result.fetchall())
 
 
 def ask_crawl(folder: Path, question: str) -> dict[str, Any]:
@@ -771,7 +769,7 @@ def _all_of(client: str, asked: dict[str, list[Row]]) -> list[Row]:
 def _target_lines(built: Row, asked: dict[str, list[Row]]) -> Iterator[str]:
     seconds = _seconds(built, "seconds")
     yield f"| the catalogue is built within {BUILD_SECONDS:g} s | {_yes(seconds <= BUILD_SECONDS)}: {seconds:.2f} s |"
-    for key, words in (("first", "the first in a process"), ("again", "the next ones")):
+    for key, words in (("again", "DuckDB started"), ("first", "the first in a process, DuckDB's start included")):
         found = _of_each(asked, CRAWL, key)
         slowest = 1 / max(found.values())
         yield (
@@ -779,8 +777,8 @@ def _target_lines(built: Row, asked: dict[str, list[Row]]) -> Iterator[str]:
             f"| {_yes(slowest >= CRAWL_RATIO)}: {slowest:.0f}x to {1 / min(found.values()):.0f}x |"
         )
     for key, words in (
+        ("again", "open and ask, DuckDB started"),
         ("first", "open and ask, the first in a process"),
-        ("again", "open and ask, the next ones"),
         ("alone", "ask alone"),
     ):
         found = _of_each(asked, BARE, key)

@@ -291,7 +291,7 @@ def conflict_lines(
 ) -> Iterator[str]:
     """A block for each field that is disagreed about: every value, who states it, and why one was taken.
 
-    `pairs` are rows of the view `conflicts`; `statements` those of the same datasets, in the order of name, volume,
+    `pairs` are rows of `conflicts`; `statements` those of the same datasets, in the order of name, volume,
     field and rank; of datasets that were asked for by name it is said if there is no conflict.
     """
     names = {pair["name"] for pair in pairs}
@@ -362,7 +362,7 @@ def _conflict_line(pairs: Sequence[Row]) -> str:
 def _fact_lines(fact: Fact, width: int | None) -> Iterator[str]:
     """`label  value  origin` in one line, or where the terminal is too narrow for that, one below the other."""
     label, value, origin = map(on_one_line, fact)
-    head = f"  {label:<{LABEL_WIDTH}}" if label else "  "
+    head = f"  {label:<{LABEL_WIDTH - 1}} " if label else "  "
     line = f"{head}{value:<{VALUE_WIDTH}}  {origin}".rstrip()
     if width is None or (len(line) <= width and (len(value) <= VALUE_WIDTH or not origin)):
         yield line

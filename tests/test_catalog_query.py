@@ -1,5 +1,7 @@
 """Asking the catalogue: right answers, clear errors, and nothing but reading."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -37,6 +39,25 @@ def test_values_and_types(catalog: Path):
         types=("VARCHAR", "INTEGER[3]", "DOUBLE[3]", "VARCHAR", "JSON"),
         rows=[("later", (100, 64, 100), (8.0, 4.5, 7.998250424861908), None, None)],
     )
+
+
+def test_threads_and_children_ask_at_once(catalog: Path):
+    """Eight threads and a forked child, after the engine was started here, all get the answer."""
+    right = query(catalog, "from overview")
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: query(catalog, "from overview"), range(40))) == [right] * 40
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as child:
+        assert child.submit(query, catalog, "from overview").result(timeout=60) == right
+
+
+def test_what_replaced_the_file_is_asked(tmp_path: Path):
+    """The file is opened anew for each question: another one under the same name answers the next."""
+    path = tmp_path / "metadata.duckdb"
+    for number in range(3):
+        with duckdb.connect(tmp_path / "new") as database:
+            database.execute(f"create table t as select {number} as n")
+        (tmp_path / "new").replace(path)
+        assert query(path, "from t").rows == [(number,)]
 
 
 @pytest.mark.parametrize(
