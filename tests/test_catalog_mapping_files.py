@@ -1,4 +1,4 @@
-"""What headers of files and metadata of containers state: DM, TIFF, HDF5, Zarr, N5, precomputed."""
+"""What headers of files and metadata of containers state: DM, TIFF, HDF5, MRC, Zarr, N5, precomputed."""
 
 import json
 import math
@@ -675,13 +675,114 @@ def test_of_a_crop_the_whole_volume_is_stated(payloads):
     assert (stated["compression"], stated["dtype"], stated["source_levels"]) == ("jpeg + gzip", "uint8", 8)
 
 
+# -- MRC
+
+
+MRC = {
+    "/nx": 40,
+    "/ny": 30,
+    "/nz": 20,
+    "/mode": 0,
+    "/mx": 40,
+    "/my": 30,
+    "/mz": 20,
+    **{f"/cella/{axis}": 80.0 * n for axis, n in (("x", 40), ("y", 30), ("z", 20))},
+    **dict.fromkeys(("/cellb/alpha", "/cellb/beta", "/cellb/gamma"), 90.0),
+    "/mapc": 1,
+    "/mapr": 2,
+    "/maps": 3,
+    "/ispg": 1,
+    "/imodFlags": 0,
+    "/label/0": "SerialEM: Titan at home                                 31-Mar-23  16:24:14",
+    "/extended/0/HT": 300000.0,
+    "/extended/0/Magnification": 115000.0,
+    "/extended/0/Dwell time": 1e-6,
+    "/extended/0/Pixel size X": 8e-9,
+    "/extended/0/Pixel size Y": 8e-9,
+    "/extended/0/Microscope type": "TITAN12345",
+    "/extended/0/Application": "EPU",
+    "/extended/0/Application version": "2.11",
+}
+
+
+def mrc_statements(**changed):
+    tags = {key: value for key, value in (MRC | changed).items() if value is not None}
+    return statements_of([file("a.mrc", "mrc", tags)], files_spec("a.mrc"))
+
+
+def test_an_mrc_header_states_its_volume():
+    """Sizes, type by IMOD's flags, the cell's edges divided; what was stated is the edge, and the note says by what."""
+    statements = mrc_statements()
+    assert values(statements, authority="file header") == {
+        **dict(zip(SIZES, (20, 30, 40), strict=True)),
+        **dict.fromkeys(VOXEL, 8.0),
+        "dtype": "uint8",
+        "file_format": "MRC",
+        "source_axes": "zyx",
+    }
+    size = next(item for item in statements if (item.field, item.key) == ("voxel_size_y_nm", "/cella/y"))
+    assert size.stated == "2400.0 angstrom" and "divided by MY 30" in size.note
+    assert "IMOD's flags, 0" in the(statements, "dtype").note
+
+
+def test_an_mrc_file_states_the_microscope_of_its_extended_header_and_labels():
+    found = {(item.field, item.value) for item in mrc_statements() if item.authority == "file metadata"}
+    assert found == {
+        ("accelerating_voltage_v", 300000.0),
+        ("magnification", 115000.0),
+        ("dwell_time_s", 1e-6),
+        ("voxel_size_y_nm", 8.0),
+        ("voxel_size_x_nm", 8.0),
+        ("instrument", "TITAN12345"),
+        ("instrument", "Titan at home"),
+        ("acquisition_software", "EPU 2.11"),
+        ("acquisition_software", "SerialEM"),
+        ("acquired_on", "2023-03-31"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        pytest.param({"/imodFlags": None}, {"dtype": "int8"}, id="bytes without IMOD's mark"),
+        pytest.param({"/imodFlags": 1}, {"dtype": "int8"}, id="signed by IMOD"),
+        pytest.param({"/mode": 2}, {"dtype": "float32"}, id="mode 2"),
+        pytest.param({"/mode": 77}, {"dtype": None, "file_format": None}, id="unknown mode"),
+        pytest.param({"/ispg": 401, "/mz": 5}, {"source_size_z": 5, "voxel_size_z_nm": 32.0}, id="stack of volumes"),
+        pytest.param({"/ispg": 0, "/mz": 1}, {"voxel_size_z_nm": None, "voxel_size_y_nm": 8.0}, id="single pictures"),
+        pytest.param({"/cellb/beta": 94.3}, dict.fromkeys(VOXEL), id="oblique cell"),
+        pytest.param({"/cella/x": 0.0}, {"voxel_size_x_nm": None, "voxel_size_y_nm": 8.0}, id="no edge"),
+        pytest.param({"/mapc": 3, "/maps": 1}, {"source_axes": "xyz", "source_size_z": 40}, id="columns along z"),
+        pytest.param({"/mapc": 2}, {"source_axes": None, "source_size_z": None}, id="an axis twice"),
+        pytest.param({"/label/0": "SerialEM: x   31-Foo-23  16:24:14"}, {"acquired_on": None}, id="no month"),
+        pytest.param({"/label/0": "SerialEM: x   31-Feb-23  16:24:14"}, {"acquired_on": None}, id="no such day"),
+    ],
+)
+def test_an_mrc_header_states_what_its_reader_takes_from_it(changed, expected):
+    statements = [
+        item for item in mrc_statements(**changed) if item.field == "acquired_on" or item.authority == "file header"
+    ]
+    stated = values(statements)
+    assert {field: stated.get(field) for field in expected} == expected
+
+
+def test_a_real_tilt_series_states_the_pixel_of_both_its_headers(realdata):
+    """FEI's old files say 1 angstrom in the header, and the truth in the extended one: both are kept."""
+    path = realdata / "mrc/etspy_HAADF.mrc"
+    tags = dict(open_file(LocalBytes(path), None, QUICK).tags())
+    statements = statements_of([file(path.name, "mrc", tags)], files_spec(path.name))
+    found = {item.authority: item.value for item in statements if item.field == "voxel_size_x_nm"}
+    assert found == {"file header": 0.1, "file metadata": pytest.approx(3.36)}
+
+
 # -- all of them
 
 
 def opened_files(realdata):
     """Every real file that can be opened: (its document, its reader)."""
     extractors = {".tif": "tiff", ".tiff": "tiff", ".dm3": "dm", ".dm4": "dm", ".h5": "hdf5"}
-    for folder in ("tiff", "dm", "fibsem"):
+    extractors |= {".mrc": "mrc", ".map": "mrc"}
+    for folder in ("tiff", "dm", "fibsem", "mrc"):
         for path in sorted((realdata / folder).iterdir()):
             extractor = extractors.get(path.suffix)
             if extractor is None:
@@ -719,6 +820,7 @@ def test_real_files_state_what_their_readers_read(realdata):
     assert compared["tiff"] > 15
     assert compared["dm"] > 5
     assert compared["hdf5"] > 1
+    assert compared["mrc"] > 8
     assert stated_fields["voxel_size_x_nm"] > 5
 
 
@@ -863,6 +965,7 @@ def corpus():
             [file("a.h5", "hdf5", {"/raw@resolution": "3 x float64: 8.0, 8.0, 8.0", "/raw@unit": "nm"})],
             files_spec("a.h5"),
         ),
+        "mrc": ([file("a.mrc", "mrc", MRC)], files_spec("a.mrc", axes="xzy")),
         "ome-zarr": (
             [kept("g/.zattrs", "zarr", {"multiscales": [image]}), kept("g/s0/.zarray", "zarr", v2)],
             chunked_spec("zarr", "g"),
@@ -958,5 +1061,11 @@ def test_a_document_does_not_state_what_another_claims(name, data):
 
 def test_a_container_of_another_kind_states_nothing():
     """Documents that are left of what the spec named before are not read as what it names now."""
-    for name, other in (("ome-zarr", "n5"), ("n5", "precomputed"), ("precomputed", "dm"), ("dm", "ome-zarr")):
+    for name, other in (
+        ("ome-zarr", "n5"),
+        ("n5", "precomputed"),
+        ("precomputed", "mrc"),
+        ("mrc", "dm"),
+        ("dm", "ome-zarr"),
+    ):
         assert statements_of(CORPUS[name][0], CORPUS[other][1]) == [], name

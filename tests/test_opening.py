@@ -305,7 +305,7 @@ def zipped() -> bytes:
     return stream.getvalue()
 
 
-ACCEPTED = "accepted are TIFF, DM3/DM4, HDF5 files, and Zarr, N5 or precomputed folders."
+ACCEPTED = "accepted are TIFF, DM3/DM4, MRC, HDF5 files, and Zarr, N5 or precomputed folders."
 NO_VOLUME = {
     "B1 empty": (b"", Malformed, "is empty; get it again."),
     "B1 8 bytes of TIFF": (b"II*\0\x08\0\0\0", Malformed, "page"),

@@ -29,7 +29,7 @@ CONNECTIONS = 3
 ALL_SIZES = 100
 """So many files are asked for their size one by one; of more, only some."""
 SOME_SIZES = 8
-VOLUME_ENDINGS = (".tif", ".tiff", ".dm3", ".dm4", ".h5", ".hdf5", ".mrc", ".rec", ".map")
+VOLUME_ENDINGS = (".tif", ".tiff", ".dm3", ".dm4", ".h5", ".hdf5", ".mrc", ".mrcs", ".rec", ".st", ".map")
 NUMBERED = re.compile(r"(.*?)(\d+)(\D*?(?:\.[^.]*)?)", re.DOTALL | re.ASCII)
 """What comes before the last number of a name, the number, and the rest; digits of the ending do not count."""
 MAX_NAME_CHARACTERS = 200

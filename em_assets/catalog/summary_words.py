@@ -74,7 +74,7 @@ SPEAKERS = {
 }
 """Who speaks in a kind of document."""
 PLURAL = ("idr_annotations", "n5")
-IN_FILES = ("dm", "tiff", "hdf5")
+IN_FILES = ("dm", "tiff", "hdf5", "mrc")
 THIRD_PARTY = "a third party"
 BY_AUTHORITY = {
     "override": "the decision in the spec",

@@ -17,7 +17,12 @@ MOST_FILES = 20
 """So many are asked for; of more, the first and the last."""
 HEAD_BYTES = 64
 CLOCK_SECONDS = 120.0
-KINDS = {".tif": "tiff", ".tiff": "tiff", ".dm3": "dm", ".dm4": "dm", ".h5": "hdf5", ".hdf5": "hdf5"}
+KINDS = {
+    **dict.fromkeys((".tif", ".tiff"), "tiff"),
+    **dict.fromkeys((".dm3", ".dm4"), "dm"),
+    **dict.fromkeys((".h5", ".hdf5"), "hdf5"),
+    **dict.fromkeys((".mrc", ".mrcs", ".rec", ".map", ".st"), "mrc"),
+}
 
 
 def ask_files(asking: Asking, source: FilesSource) -> None:

@@ -22,6 +22,7 @@ from em_assets.formats.reader import ReadPlan
 from em_assets.volume import Box, Zyx
 
 STRUCT_LETTERS = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q"} | {
+    "f2": "e",
     "f4": "f",
     "f8": "d",
 }

@@ -10,12 +10,15 @@ from urllib.parse import quote, unquote, urlsplit
 
 from em_assets.errors import Malformed, Unavailable, Unsupported
 from em_assets.formats._bytes import ByteSource, LocalBytes, RemoteBytes
+from em_assets.formats._mrc_header import looks_like_mrc
 
 if TYPE_CHECKING:
     from em_assets.fetch.client import Client
     from em_assets.formats.reader import VolumeReader
     from em_assets.settings import Settings
 
+HEAD_BYTES = 1024
+"""By which a format is known: MRC has its mark far inside."""
 FolderKind = Literal["precomputed", "zarr", "n5"]
 STATED_KINDS: dict[str, FolderKind] = {
     "precomputed": "precomputed",
@@ -34,7 +37,7 @@ MARKERS: dict[str, FolderKind] = {
     "attributes.json": "n5",
 }
 """Documents by which a folder is known; the first that is there decides."""
-ACCEPTED = "TIFF, DM3/DM4, HDF5 files, and Zarr, N5 or precomputed folders"
+ACCEPTED = "TIFF, DM3/DM4, MRC, HDF5 files, and Zarr, N5 or precomputed folders"
 
 
 def open_volume(location: str | Path, dataset: str | None = None, *, settings: Settings | None = None) -> VolumeReader:
@@ -72,8 +75,8 @@ def open_volume(location: str | Path, dataset: str | None = None, *, settings: S
 
 def open_file(source: ByteSource, dataset: str | None, settings: Settings) -> VolumeReader:
     """The volume in one file, by its first bytes."""
-    head = bytes(source.read(0, min(64, source.size_bytes)))
-    kind = kind_of(head)
+    head = bytes(source.read(0, min(HEAD_BYTES, source.size_bytes)))
+    kind = kind_of(head, source.size_bytes)
     if kind == "tiff":
         from em_assets.formats.tiff import open_tiff
 
@@ -86,6 +89,10 @@ def open_file(source: ByteSource, dataset: str | None, settings: Settings) -> Vo
         from em_assets.formats.hdf5 import open_hdf5
 
         return open_hdf5(source, settings, dataset=dataset)
+    if kind == "mrc":
+        from em_assets.formats.mrc import open_mrc
+
+        return open_mrc(source, settings, dataset=dataset)
     found = f"{source.name} is {looks_like(head, source.size_bytes)}"
     if not head or _is_web_page(head):
         raise Malformed(f"{found}; get it again.")
@@ -100,15 +107,17 @@ def _is_known(question: Callable[[], bool]) -> bool:
         return False
 
 
-def kind_of(head: bytes) -> str | None:
-    """`tiff`, `dm`, `hdf5` by magic bytes, else None."""
+def kind_of(head: bytes, size_bytes: int | None = None) -> str | None:
+    """`tiff`, `dm`, `hdf5`, `mrc` by magic bytes, else None; an old MRC, which has none, by its header and size."""
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "tiff"
     if head[:8] == b"\x89HDF\r\n\x1a\n":
         return "hdf5"
+    if looks_like_mrc(head):  # before DM, which begins like a big-endian MRC of 3 or 4 columns
+        return "mrc"
     if head[:4] in (b"\0\0\0\3", b"\0\0\0\4"):
         return "dm"
-    return None
+    return "mrc" if looks_like_mrc(head, size_bytes) else None
 
 
 def looks_like(head: bytes, size_bytes: int) -> str:
@@ -122,6 +131,7 @@ def looks_like(head: bytes, size_bytes: int) -> str:
         (b"\xff\xd8\xff", "a JPEG picture"),
         (b"PK\3\4", "a zip archive, which must be unpacked first"),
         (b"\x1f\x8b", "gzip-compressed, and must be unpacked first"),
+        (b"BZh", "bzip2-compressed, and must be unpacked first"),
     ):
         if head.startswith(magic):
             return name

@@ -36,7 +36,7 @@ LISTED_FILES = re.compile(r"/source/files/")
 EXTRACTORS: dict[str, int] = dict.fromkeys(
     (
         *("spec", "empiar_entry", "empiar_xml", "idr_image", "omero_image", "idr_annotations", "idr_study", "table"),
-        *("json", "xml", "html", "text", "dm", "tiff", "hdf5", "zarr", "n5", "precomputed"),
+        *("json", "xml", "html", "text", "dm", "tiff", "hdf5", "mrc", "zarr", "n5", "precomputed"),
     ),
     1,
 )
@@ -79,6 +79,10 @@ KNOWN_UNITS = (
     ("empiar_xml", re.compile(r"/dimensions/pixel(?:Width|Height)$"), "angstrom"),
     ("idr_image", re.compile(r"^/pixel_size/[xyz]$"), "µm"),
     ("precomputed", re.compile(r"^/scales/\d+/resolution/\d$"), "nm"),
+    ("mrc", re.compile(r"^/(?:cella|origin)/[xyz]$"), "angstrom"),
+    ("mrc", re.compile(r"^/cellb/|^/extended/\d+/(?:Alpha tilt|Beta tilt|Tilt axis angle|TiltAngle)$"), "deg"),
+    ("mrc", re.compile(r"^/extended/\d+/Pixel size(?: [XY])?$"), "m"),
+    ("mrc", re.compile(r"^/extended/\d+/HT$"), "V"),
 )
 """Units that a key has by its publisher's or format's documentation."""
 

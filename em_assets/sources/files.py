@@ -11,7 +11,7 @@ from em_assets.datasets.source import FilesSource, VolumeFiles
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Mismatch
 from em_assets.formats._bytes import ByteSource
-from em_assets.formats.opening import kind_of, open_file
+from em_assets.formats.opening import HEAD_BYTES, kind_of, open_file
 from em_assets.formats.reader import Scalar, VolumeReader
 from em_assets.originals import file_key, original_path
 from em_assets.settings import Settings
@@ -23,8 +23,6 @@ from em_assets.volume import Claim, RemoteFile
 BytesOf = Callable[[str], ByteSource]
 """The bytes of a received file, by its path in the spec."""
 Tag = tuple[str, Scalar]
-HEAD_BYTES = 64
-"""By which a format is known."""
 
 
 def remote_files(spec: DatasetSpec) -> dict[str, RemoteFile]:
@@ -89,7 +87,8 @@ def claims_of_files(
     for path, datasets in sorted(_datasets_by_file(spec).items(), key=lambda item: natural_order(item[0])):
         if received is None or path in received:
             opened = checked(path)
-            kind = kind_of(bytes(opened.read(0, min(HEAD_BYTES, opened.size_bytes)))) or "file"
+            head = bytes(opened.read(0, min(HEAD_BYTES, opened.size_bytes)))
+            kind = kind_of(head, opened.size_bytes) or "file"
             readers = (open_file(opened, dataset, settings) for dataset in datasets)
             tags = _each_once(_tags(reader, kind) for reader in readers)
             yield from claims_of_tags(tags, original_path(path), source.file_url(path), kind)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from em_assets.catalog.mapping import dm, empiar, hdf5, idr, n5, precomputed, spec, tiff, zarr
+from em_assets.catalog.mapping import dm, empiar, hdf5, idr, mrc, n5, precomputed, spec, tiff, zarr
 from em_assets.catalog.statements import Reader
 
 READERS: Mapping[str, Reader] = {
@@ -25,6 +25,7 @@ READERS: Mapping[str, Reader] = {
     "dm": dm.read,
     "tiff": tiff.read,
     "hdf5": hdf5.read,
+    "mrc": mrc.read,
     "zarr": zarr.read,
     "n5": n5.read,
     "precomputed": precomputed.read,
