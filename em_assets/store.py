@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from em_assets.errors import Malformed, Unavailable
+from em_assets.errors import Malformed, Unavailable, Unsupported
 from em_assets.settings import S3Access
 
 if TYPE_CHECKING:
@@ -182,6 +182,10 @@ class LocalStore:
         return shutil.disk_usage(folder).free
 
 
+_first_user: int | None = None
+"""The process in which obstore was first used: its threads do not survive a fork, and a child would wait for them."""
+
+
 class ObjectStore:
     """A prefix of an S3 bucket. Endpoint, region, credentials and anonymity come from the standard AWS variables.
 
@@ -207,6 +211,13 @@ class ObjectStore:
 
     @property
     def _s3(self) -> S3Store:
+        global _first_user  # noqa: PLW0603  # obstore's threads are the process's, too
+        _first_user = _first_user or os.getpid()
+        if _first_user != os.getpid():
+            raise Unsupported(
+                f"{self.root} cannot be used in a process that was forked from one that used S3, as it would hang; "
+                "start workers by spawn or forkserver (DataLoader: multiprocessing_context='spawn')."
+            )
         if self._client is None:
             self._client = self._connect(RETRIES)
         return self._client

@@ -1,6 +1,7 @@
 """One contract for folders and S3, and what only one of them can get wrong: disks, dead writers, dead servers."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from em_assets import store as store_module
-from em_assets.errors import Malformed, Unavailable
+from em_assets.errors import Malformed, Unavailable, Unsupported
 from em_assets.store import PARTIAL_SUFFIX, LocalStore, ObjectStore, open_store, process_is_alive
 
 ROOT = Path(__file__).parents[1]
@@ -770,3 +772,18 @@ class FlakyProxy:
             while data := source.recv(65536):
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_forked_child_is_told_instead_of_waiting(moto_s3):
+    """obstore's threads do not survive a fork: a child that inherits them gets a sentence, not a hang."""
+    open_store(moto_s3).write("a", b"1")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as child:
+        forked = child.submit(store_reads_in_a_child, moto_s3)
+        with pytest.raises(Unsupported, match="spawn or forkserver"):
+            forked.result(timeout=30)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        assert child.submit(store_reads_in_a_child, moto_s3).result(timeout=60) == b"1"
+
+
+def store_reads_in_a_child(root: str) -> bytes:
+    return open_store(root).read("a")

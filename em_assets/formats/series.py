@@ -189,7 +189,9 @@ class SeriesReader:
         self._bytes_of = bytes_of
         self._settings = settings
         self._dataset = dataset
-        self._most_open = min(MOST_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        unlimited = allowed == resource.RLIM_INFINITY
+        self._most_open = MOST_OPEN_FILES if unlimited else min(MOST_OPEN_FILES, max(allowed // 4, 1))
         share = settings.memory_bytes // self._most_open
         self._settings_of_file = settings.model_copy(update={"memory_bytes": share})
         self._lock = threading.Lock()
