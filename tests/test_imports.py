@@ -20,15 +20,15 @@ LAYERS: list[set[str]] = [
     {"volume", "errors", "settings", "progress", "_default_target"},
     {"store", "records", "fetch", "blocks.geometry", "datasets", "originals"},
     {"formats", "sources"},
-    {"standardize", "catalog"},
+    {"standardize", "catalog", "neuroglancer"},
     {"blocks"},
     {"checks"},
-    {"pipeline", "viewer", "export"},
+    {"pipeline", "viewer", "export", "serve"},
     {"resources", "partitions"},
     {"assets"},
     {"automation"},
     {"definitions"},
-    {"cli", "cli_catalog", "cli_shared", "cli_show", "dagster_child", "sample", "adding", "doctor"},
+    {"cli", "cli_blocks", "cli_catalog", "cli_shared", "cli_show", "dagster_child", "sample", "adding", "doctor"},
 ]
 """Lowest first, as in the README. A module imports its own layer and those below; the longest name decides."""
 

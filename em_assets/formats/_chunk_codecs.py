@@ -44,6 +44,13 @@ N5_MODES = {1: "of varying length", 2: "of objects"}
 
 class Codec(Protocol):
     @property
+    def chunk(self) -> Index: ...
+
+    @property
+    def compression(self) -> Compression | None:
+        """None: the bytes of a chunk are its voxels."""
+
+    @property
     def max_bytes(self) -> int:
         """No sound chunk is larger as it is stored."""
 
