@@ -31,7 +31,10 @@ class Settings(BaseSettings):
     datasets: str | None = None
     """Folders of dataset specs, separated by os.pathsep; replaces the package's own and `./datasets`."""
     cache: Path | None = None
-    """Where derived files are built before they are uploaded (default: the XDG cache)."""
+    """Where derived files are built before they are uploaded, and what was read of publishers' volumes that are not
+    downloaded is kept (default: the XDG cache)."""
+    cache_bytes: int = Field(default=20_000_000_000, ge=0)
+    """How much of publishers' volumes is kept in the cache; what was used longest ago goes first. 0: nothing."""
     max_bytes: int = Field(default=20_000_000_000, ge=0)
     """A dataset that stores more than this is refused with its plan."""
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
