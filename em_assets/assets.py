@@ -1,7 +1,9 @@
 """A dataset's spec -> its Dagster assets. The one place where the parts meet; the work itself is `pipeline.py`.
 
     hemibrain_crop_chunks (by region) --> hemibrain_crop --> hemibrain_crop_metadata --+
+                                                        +--> hemibrain_crop_blocks   --+
     empiar_11759_files    (by file)   --> empiar_11759   --> empiar_11759_metadata   --+--> metadata_catalog --> exports
+                                                        +--> empiar_11759_blocks     --+
 
 `hemibrain_crop` carries no partitions because Dagster refuses to materialize a partitioned asset by its name
 alone, and `dagster asset materialize --select hemibrain_crop` has to do the whole job. It fetches what is missing
@@ -10,26 +12,31 @@ with the same function as the partitioned asset, and logs a materialization of e
 
 import base64
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
 from em_assets import pipeline
 from em_assets._default_target import leave_run_note
-from em_assets.checks.asset_checks import build_volume_checks, check_result
+from em_assets.checks import blocks as block_checks
+from em_assets.checks.asset_checks import build_block_checks, build_volume_checks, check_result
 from em_assets.checks.metadata import METADATA_KEYS
 from em_assets.checks.volume import BLOCKING, CheckOutcome
 from em_assets.datasets.spec import DatasetSpec
-from em_assets.errors import EmAssetsError
+from em_assets.errors import EmAssetsError, Mismatch
 from em_assets.partitions import received_asset, received_partitions
 from em_assets.progress import Reporter, human_bytes, human_seconds, open_reporter
 from em_assets.records import DatasetFolder, DatasetRecord
 from em_assets.resources.storage import Storage
 from em_assets.settings import Settings
 from em_assets.store import Store
+
+if TYPE_CHECKING:
+    from em_assets.blocks.volume import Volume
 
 CATALOG = "metadata_catalog"
 STARTED_BY_SENSOR = "dagster/sensor_name"
@@ -48,6 +55,8 @@ Unlike `eager` it is not put off by the catalogue of a dataset's own step: that 
 RESOURCES = {"storage"}
 LARGEST_INLINE_PREVIEW_BYTES = 50_000
 """Each copy stays in the event log for ever."""
+CONTACT_SHEET_BLOCKS, CONTACT_SHEET_PIXELS = (24, 12), 48
+"""Fewer where the picture would be larger than that: noise hardly compresses."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,14 @@ class Platform:
 
 def build_dataset_assets(
     spec: DatasetSpec, platform: Platform
-) -> tuple[list[dg.AssetsDefinition], dg.AssetChecksDefinition]:
-    """The three assets of one dataset, and its checks."""
+) -> tuple[list[dg.AssetsDefinition], list[dg.AssetChecksDefinition]]:
+    """The assets of one dataset, and their checks. Without a standardized volume there are no blocks of it."""
     assets = [_received_asset(spec, platform), _dataset_asset(spec, platform), _metadata_asset(spec, platform)]
-    return assets, build_volume_checks(spec, _run_checks(spec, platform), RESOURCES)
+    checks = [build_volume_checks(spec, _run_checks(spec, platform), RESOURCES)]
+    if spec.makes_standard:
+        assets.append(_blocks_asset(spec, platform))
+        checks.append(build_block_checks(blocks_asset(spec.name), _run_block_checks(spec, platform), RESOURCES))
+    return assets, checks
 
 
 def _received_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
@@ -192,18 +205,125 @@ def _metadata_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinitio
     return metadata
 
 
+def blocks_asset(name: str) -> str:
+    """The name of the asset with a dataset's index of blocks."""
+    return f"{name}_blocks"
+
+
+def _blocks_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
+    @_asset(
+        spec,
+        blocks_asset(spec.name),
+        deps=[spec.name],
+        automation_condition=FOLLOWS,
+        description=f"What is in every block of {spec.name}: grey values, features, split, digest; blocks.parquet.",
+        kinds={"parquet"},
+    )
+    def blocks(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        folder = DatasetFolder(_store(context), spec.name)
+        with _explained(context, spec, platform), _reporter(context, spec, platform) as reporter:
+            metadata: dict[str, Any] = {}
+            digests = []
+            for place in _volumes(folder):
+                told, digest = _index(place, platform.settings, reporter)
+                metadata |= told
+                digests.append(digest)
+            refresh_catalog(context, platform, folder.store)
+        version = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
+
+    return blocks
+
+
+def _volumes(folder: DatasetFolder) -> list[DatasetFolder]:
+    """Of a complete dataset: the folder with each of its volumes, the main one first. Raises Mismatch for others."""
+    record = folder.read_record()
+    status = "not there" if record is None else record.visible_status
+    if record is None or status != "complete":
+        raise Mismatch(f"{folder.name} is {status}, so nobody knows its blocks; materialize {folder.name} first.")
+    return [folder.further(sub) for sub in (None, *record.volumes)]
+
+
+def _index(place: DatasetFolder, settings: Settings, reporter: Reporter) -> tuple[dict[str, Any], str]:
+    """Writes the index of one volume's blocks unless it is there; (what the UI shows of it, digest of its rows)."""
+    from em_assets.blocks.index import write_index
+    from em_assets.blocks.opening import open as open_volume
+
+    volume = open_volume(place.title, settings=settings)
+    made = write_index(place, volume, workers=settings.workers, progress=_counted(reporter, place.title))
+    splits = ", ".join(f"{count} {name}" for name, count in made.per_split.items())
+    how = "indexed" if made.was_written else "indexed before"
+    reporter.finish([f"{place.title}: {made.blocks} blocks {how} ({splits})"])
+    label = "" if place.sub is None else f"{place.sub}: "
+    metadata: dict[str, Any] = {
+        f"{label}blocks": made.blocks,
+        f"{label}coverage": made.coverage,
+        f"{label}method": made.info.features_method or "labels",
+        f"{label}dagster/uri" if place.sub is None else f"{label}uri": place.uri(made.path),
+        **{f"{label}blocks in {name}": count for name, count in made.per_split.items()},
+    }
+    if made.was_written and (picture := _contact_sheet(place, volume)) is not None:
+        metadata[f"{label}contact sheet"] = picture
+    return metadata, made.info.digest()
+
+
+def _counted(reporter: Reporter, title: str) -> Callable[[int, int], None]:
+    """What an index calls with (blocks done, of how many)."""
+    done_before = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal done_before
+        if done_before == 0:
+            reporter.start(None, total, f"{title} blocks")
+        reporter.advance(items=done - done_before)
+        done_before = done
+
+    return progress
+
+
+def _contact_sheet(place: DatasetFolder, volume: "Volume") -> dg.MarkdownMetadataValue | None:
+    """The middle planes of blocks from all over the volume, as many as fit."""
+    from em_assets.blocks.sheet import contact_sheet
+
+    with block_checks.open_index(volume, place) as index:
+        for most in CONTACT_SHEET_BLOCKS:
+            shown = min(most, index.blocks)
+            rows = [index.row(number * index.blocks // shown) for number in range(shown)]
+            picture = contact_sheet(volume, rows, pixels=CONTACT_SHEET_PIXELS)
+            if len(picture) <= LARGEST_INLINE_PREVIEW_BYTES:
+                return dg.MetadataValue.md(f"![blocks](data:image/png;base64,{base64.b64encode(picture).decode()})")
+    return None
+
+
+def _run_block_checks(spec: DatasetSpec, platform: Platform) -> Callable[[Any, Sequence[str]], list[CheckOutcome]]:
+    def run(context: dg.AssetCheckExecutionContext, names: Sequence[str]) -> list[CheckOutcome]:
+        from em_assets.catalog.build import build_catalog
+
+        folder = DatasetFolder(context.resources.storage.store, spec.name)
+        with _explained(context, spec, platform):
+            outcomes = block_checks.check_indexes(_volumes(folder), platform.settings, names)
+            build_catalog(platform.specs, folder.store, platform.settings)
+        _note_red(spec.name, outcomes, block_checks.BLOCKING)
+        return outcomes
+
+    return run
+
+
 def build_catalog_asset(platform: Platform) -> dg.AssetsDefinition:
     """`metadata_catalog`: `metadata.duckdb`, rebuilt from the store and swapped in whole."""
 
     @dg.asset(
         name=CATALOG,
-        deps=[f"{name}_metadata" for name in platform.specs],
+        deps=[
+            *(f"{name}_metadata" for name in platform.specs),
+            *(blocks_asset(name) for name, spec in platform.specs.items() if spec.makes_standard),
+        ],
         required_resource_keys=RESOURCES,
         automation_condition=FOLLOWS_ANY,
         group_name="catalog",
         kinds={"duckdb"},
         owners=["team:em_assets"],
-        description="metadata.duckdb: a row for each dataset, file, chunk and level; rebuilt from the store.",
+        description="metadata.duckdb: a row for each dataset, file, chunk, level and block; rebuilt from the store.",
     )
     def metadata_catalog(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         with _explained(context, None, platform):
@@ -231,10 +351,25 @@ def build_export_assets(platform: Platform) -> list[dg.AssetsDefinition]:
         _export_asset(
             platform, "ro_crates", {"json"}, "ro-crate-metadata.json (RO-Crate 1.2) beside each complete dataset."
         ),
+        _export_asset(
+            platform,
+            "croissants",
+            {"json"},
+            "croissant.json (Croissant 1.1) beside each dataset whose blocks are indexed: ML tools load these by it.",
+            check=block_checks.check_croissants,
+        ),
     ]
 
 
-def _export_asset(platform: Platform, name: str, kinds: set[str], description: str) -> dg.AssetsDefinition:
+def _export_asset(
+    platform: Platform,
+    name: str,
+    kinds: set[str],
+    description: str,
+    check: Callable[[Path, Store], CheckOutcome] | None = None,
+) -> dg.AssetsDefinition:
+    """`check`, of what was written, is told as `block_checks.CROISSANT_CHECK`."""
+
     @dg.asset(
         name=name,
         deps=[CATALOG],
@@ -244,19 +379,29 @@ def _export_asset(platform: Platform, name: str, kinds: set[str], description: s
         kinds=kinds,
         owners=["team:em_assets"],
         description=description,
+        check_specs=[
+            dg.AssetCheckSpec(block_checks.CROISSANT_CHECK, asset=name, description=(check.__doc__ or "").strip())
+        ]
+        if check is not None
+        else None,
     )
-    def export(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+    def export(
+        context: dg.AssetExecutionContext,
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # as of `metadata`
         from em_assets.catalog.exporting import export_catalog
+        from em_assets.catalog.query import catalog_path
 
         store = _store(context)
         with _explained(context, None, platform):
             files = export_catalog(name, store, platform.settings)
+            outcome = None if check is None else check(catalog_path(store, platform.settings), store)
         return dg.MaterializeResult(
             metadata={
                 "files": len(files),
                 "changed": sum(file.changed for file in files),
                 "paths": dg.MetadataValue.md("\n".join(f"- {store.uri(file.path)}" for file in files)),
-            }
+            },
+            check_results=[] if outcome is None else [check_result(name, outcome)],
         )
 
     return export
@@ -284,12 +429,17 @@ def _run_checks(spec: DatasetSpec, platform: Platform) -> Callable[[Any, Sequenc
             if not outcomes:
                 raise pipeline.ChecksFailed(f"{spec.name} is not stored yet; materialize it before checking it.")
             build_catalog(platform.specs, store, platform.settings)
-        red = [outcome for outcome in outcomes if not outcome.passed and outcome.name in BLOCKING]
-        if red:
-            leave_run_note(f"{spec.name}: check {red[0].name} failed: {red[0].message}.")
+        _note_red(spec.name, outcomes, BLOCKING)
         return outcomes
 
     return run
+
+
+def _note_red(name: str, outcomes: Sequence[CheckOutcome], blocking: Sequence[str]) -> None:
+    """Leaves the sentence of the first red check that stops what lies downstream."""
+    red = [outcome for outcome in outcomes if not outcome.passed and outcome.name in blocking]
+    if red:
+        leave_run_note(f"{name}: check {red[0].name} failed: {red[0].message}.")
 
 
 @contextlib.contextmanager
@@ -384,7 +534,7 @@ def _partition_metadata(item: pipeline.Fetched) -> dict[str, Any]:
 def _dataset_metadata(
     spec: DatasetSpec, folder: DatasetFolder, record: DatasetRecord, result: pipeline.FetchResult
 ) -> dict[str, Any]:
-    from em_assets.viewer import hosted_url
+    from em_assets.neuroglancer import hosted_url
 
     rate = result.received_bytes / result.seconds / 1e6 if result.seconds else None
     metadata: dict[str, Any] = {
@@ -411,7 +561,7 @@ def _dataset_metadata(
 
 
 def _summary(spec: DatasetSpec, record: DatasetRecord, result: pipeline.FetchResult) -> list[str]:
-    from em_assets.viewer import hosted_url
+    from em_assets.neuroglancer import hosted_url
 
     done = (
         f"{len(result.fetched)} partitions fetched "

@@ -269,7 +269,10 @@ def _files_behind(platform: Platform, names: Iterable[str]) -> Iterator[Path]:
     """What the rows of these datasets are made of, as far as a person or a run changes it by itself."""
     folders = platform.settings.dataset_folders()
     for name in names:
-        stored = (platform.store.local_path(f"{name}/{file}") for file in ("metadata.json", "claims.parquet"))
+        stored = (
+            platform.store.local_path(f"{name}/{file}")
+            for file in ("metadata.json", "claims.parquet", "blocks.parquet")
+        )
         yield from (path for path in stored if path is not None)
         yield from (folder / f"{name}.yaml" for folder in folders)
 
@@ -277,11 +280,11 @@ def _files_behind(platform: Platform, names: Iterable[str]) -> Iterator[Path]:
 def _has_our_columns(database: Path) -> bool:
     """False for the database of an earlier version, and for what is none."""
     from em_assets.catalog.query import query
-    from em_assets.catalog.schema import TABLES, VIEWS
+    from em_assets.catalog.schema import DERIVED, TABLES
 
     try:
         found = query(database, "select table_name, column_name from duckdb_columns()").rows
     except Malformed:
         return False
-    relations = (*TABLES, *(view for view, _ in VIEWS))
+    relations = (*TABLES, *(relation for relation, _ in DERIVED))
     return {(relation.name, column.name) for relation in relations for column in relation.columns} <= set(found)

@@ -45,7 +45,7 @@ def build_defs(
     for spec in platform.specs.values():
         dataset_assets, dataset_checks = build_dataset_assets(spec, platform)
         assets += _with_reference(dataset_assets, spec_file(spec.name, folders))
-        checks.append(dataset_checks)
+        checks += dataset_checks
     return dg.Definitions(
         assets=assets,
         asset_checks=checks,

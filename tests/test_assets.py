@@ -221,10 +221,12 @@ def test_definitions_say_what_each_asset_is(location):
         "small_chunks": ([], "test", ["precomputed", "zarr"], team, False, True),
         "small": (["small_chunks"], "test", ["ome", "zarr"], team, True, True),
         "small_metadata": (["small"], "test", ["parquet"], team, True, True),
-        "metadata_catalog": (["small_metadata"], "catalog", ["duckdb"], team, True, False),
+        "small_blocks": (["small"], "test", ["parquet"], team, True, True),
+        "metadata_catalog": (["small_blocks", "small_metadata"], "catalog", ["duckdb"], team, True, False),
         "metadata_exports": (["metadata_catalog"], "catalog", ["csv", "json", "parquet"], team, True, False),
         "metadata_summary": (["metadata_catalog"], "catalog", ["markdown"], team, True, False),
         "ro_crates": (["metadata_catalog"], "catalog", ["json"], team, True, False),
+        "croissants": (["metadata_catalog"], "catalog", ["json"], team, True, False),
     }
 
 

@@ -26,7 +26,7 @@ from em_assets.catalog import build as build_module
 from em_assets.catalog.build import CATALOG, build_catalog
 from em_assets.catalog.query import query
 from em_assets.catalog.readme import MARK
-from em_assets.catalog.schema import OVERVIEW, TABLES, VIEWS
+from em_assets.catalog.schema import DERIVED, OVERVIEW, TABLES
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Unavailable
 from em_assets.records import (
@@ -450,7 +450,7 @@ def test_every_table_and_column_is_commented(tmp_path: Path):
     build(tmp_path, make_spec())
     sql = "select table_name, column_name, comment from duckdb_columns() where not internal"
     commented = query(tmp_path / CATALOG, sql).rows
-    ours = {(r.name, c.name): c.comment for r in (*TABLES, *(view for view, _ in VIEWS)) for c in r.columns}
+    ours = {(r.name, c.name): c.comment for r in (*TABLES, *(made for made, _ in DERIVED)) for c in r.columns}
     assert {(table, column): comment for table, column, comment in commented} == ours
     assert all(ours.values())
     for kind in ("table", "view"):

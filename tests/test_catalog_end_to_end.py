@@ -27,7 +27,7 @@ from em_assets import pipeline
 from em_assets.catalog.build import CATALOG, build_catalog
 from em_assets.catalog.exporting import EXPORTS, export_catalog
 from em_assets.catalog.query import query
-from em_assets.catalog.schema import TABLES, VIEWS
+from em_assets.catalog.schema import DERIVED, TABLES
 from em_assets.catalog.values import allows_commercial_use
 from em_assets.datasets.loading import load_spec
 from em_assets.definitions import build_defs
@@ -85,7 +85,7 @@ class Catalogued:
 
     def everything(self) -> dict[str, list[str]]:
         """All rows of all tables and views."""
-        names = [relation.name for relation in TABLES] + [view.name for view, _ in VIEWS]
+        names = [relation.name for relation in TABLES] + [made.name for made, _ in DERIVED]
         with duckdb.connect(self.root / CATALOG, read_only=True) as database:
             return {name: sorted(map(repr, database.execute(f"from {name}").fetchall())) for name in names}
 
@@ -557,10 +557,11 @@ def test_the_catalogue_follows_one_dataset_and_the_exports_follow_it(sample, pub
     assert tick() == set()
     requests = publishers.requests
     run(IDR)  # which leaves a catalogue with its row
-    assert tick() == {f"{IDR}_metadata", "metadata_catalog"} | exports
-    run(f"{IDR}_metadata", "metadata_catalog", *sorted(exports))
+    assert tick() == {f"{IDR}_metadata", f"{IDR}_blocks", "metadata_catalog"} | exports
+    run(f"{IDR}_metadata", f"{IDR}_blocks", "metadata_catalog", *sorted(exports))
     assert tick() == set()
-    run(IDR, f"{IDR}_metadata")  # the catalogue of the first one's step does not have the claims of the second
+    # the catalogue of the first one's step does not have the claims of the second
+    run(IDR, f"{IDR}_metadata", f"{IDR}_blocks")
     assert tick() == {"metadata_catalog"} | exports
     run("metadata_catalog", *sorted(exports))
     assert tick() == set()

@@ -15,7 +15,7 @@ import pytest
 
 from em_assets.catalog.build import CATALOG, build_catalog
 from em_assets.catalog.exports import KEPT, frames, without_personal, write_exports
-from em_assets.catalog.schema import DATASETS, TABLES, VIEWS, arrow_table
+from em_assets.catalog.schema import DATASETS, DERIVED, TABLES, arrow_table
 from em_assets.catalog.vocabulary import FIELDS
 from em_assets.datasets.loading import load_specs
 from em_assets.settings import PACKAGED_DATASETS, Settings
@@ -99,7 +99,7 @@ def make_database(path: Path, **rows: list[dict]) -> Path:
             database.register("incoming", arrow_table(table, rows.get(table.name, [])))
             database.execute(f"insert into {table.name} by name from incoming")
             database.unregister("incoming")
-        for _, sql in VIEWS:
+        for _, sql in DERIVED:
             database.execute(sql)
     return path
 
@@ -303,7 +303,7 @@ def test_frames_are_every_table_and_view(tmp_path: Path):
     """One call gives pandas all there is."""
     database, _ = store_with(tmp_path, datasets=[ONE, TWO])
     found = frames(database)
-    assert set(found) == {table.name for table in TABLES} | {view.name for view, _ in VIEWS}
+    assert set(found) == {table.name for table in TABLES} | {made.name for made, _ in DERIVED}
     assert all(isinstance(value, pd.DataFrame) for value in found.values())
     assert sorted(found["datasets"]["name"]) == ["brain_crop", "retina"]
     assert len(found["vocabulary"]) == len(FIELDS)

@@ -359,7 +359,7 @@ def test_a_name_is_a_plain_word(tmp_path, name):
     assert "use lower-case letters, digits and _" in message
 
 
-@pytest.mark.parametrize("name", ["class", "type", "config", "metadata_catalog", "ro_crates"])
+@pytest.mark.parametrize("name", ["class", "type", "config", "metadata_catalog", "ro_crates", "croissants"])
 def test_a_reserved_name_is_refused(tmp_path, name):
     """Names that the platform or Dagster needs for itself are refused here, with the line."""
     with pytest.raises(Malformed, match=f"line 1: name is '{name}': this word is reserved"):
@@ -369,7 +369,7 @@ def test_a_reserved_name_is_refused(tmp_path, name):
 def test_dagster_takes_every_name_that_a_spec_may_have():
     """What Dagster refuses as the name of an asset is on the list of reserved names."""
     dagster = pytest.importorskip("dagster")
-    ours = {"metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates"}
+    ours = {"metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates", "croissants"}
     for name in spec_module.RESERVED_NAMES - ours:
         if re.match(NAME_PATTERN, name):
             with pytest.raises(dagster.DagsterError):
@@ -529,7 +529,7 @@ def test_hidden_files_are_not_specs(tmp_path):
     assert list(load_specs([tmp_path])) == ["small"]
 
 
-@pytest.mark.parametrize("suffix", ["_chunks", "_files", "_metadata"])
+@pytest.mark.parametrize("suffix", ["_chunks", "_files", "_metadata", "_blocks"])
 def test_no_dataset_is_named_like_anothers_asset(tmp_path, suffix):
     """`small_chunks` would be two assets at once where `small` is there."""
     write(tmp_path)
@@ -626,8 +626,8 @@ def test_definitions_and_catalogue_hold_the_good_ones(one_is_bad, monkeypatch, c
     with caplog.at_level(logging.WARNING):
         loaded = definitions._load()
     assets = {key.to_user_string() for key in loaded.resolve_all_asset_keys()}
-    exports = {"metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates"}
-    assert assets == {"small", "small_chunks", "small_metadata", *exports}
+    exports = {"metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates", "croissants"}
+    assert assets == {"small", "small_chunks", "small_metadata", "small_blocks", *exports}
     assert f"dataset broken is left out: {one_is_bad}" in caplog.text
     assert note.read_text() == f"{one_is_bad}\n"
     specs, _ = load_sound_specs([tmp_path / "specs"])

@@ -5,8 +5,9 @@
       -> judged     (`choose.py`)       which of them is taken, by a written precedence
     records, manifests, checks, runs    (`found.py`, `history.py`)
       -> rows       (`rows.py`)         of the tables that `schema.py` describes
+    blocks.parquet  (`block_indexes.py`) what is in every block, loaded as it is
       -> metadata.duckdb (`build.py`)   asked by `query.py`, printed by `render.py`
-      -> exports    (`exporting.py`)    CSV, JSON, Parquet, a summary in words, RO-Crates; `readme.py` for the store
+      -> exports    (`exporting.py`)    CSV, JSON, Parquet, a summary, RO-Crates, Croissants; `readme.py` for the store
 
 Nothing here is the truth about a dataset: that is the store.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]  # its stubs are not installed
+    import pandas as pd
 
 
 def frames(database: Path | str) -> dict[str, pd.DataFrame]:

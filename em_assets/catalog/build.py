@@ -13,13 +13,15 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from em_assets.catalog.block_indexes import BlockIndex, blocks_table, download, load_indexes
 from em_assets.catalog.readme import write_store_readme
 from em_assets.catalog.rows import Rows, collect_rows
-from em_assets.catalog.schema import COUNT_CONFLICTS_SQL, KEY_PRESENCE_SQL, TABLES, VIEWS, Relation
+from em_assets.catalog.schema import BLOCKS, COUNT_CONFLICTS_SQL, DERIVED, KEY_PRESENCE_SQL, TABLES, Relation
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Unavailable
 from em_assets.settings import Settings
@@ -59,6 +61,7 @@ def build_catalog(specs: Mapping[str, DatasetSpec], store: Store, settings: Sett
     started = monotonic()
     rows = _build_on_s3(specs, store, settings) if isinstance(store, ObjectStore) else _build_locally(specs, store)
     counts = {table: sum(lines.num_rows for lines in tables) for table, tables in rows.tables.items()}
+    counts[BLOCKS.name] = sum(index.blocks for index in rows.indexes)
     return CatalogBuild(uri=store.uri(CATALOG), rows=counts, seconds=monotonic() - started)
 
 
@@ -72,7 +75,7 @@ def _build_locally(specs: Mapping[str, DatasetSpec], store: Store) -> Rows:
             _remove_partials(target.parent)
             rows = collect_rows(specs, store)
             with _temporary(target.parent) as temporary:
-                _write_database(temporary, rows)
+                _write_database(temporary, rows, store)
                 os.replace(temporary, target)
             write_store_readme(rows, store)
     return rows
@@ -87,7 +90,7 @@ def _build_on_s3(specs: Mapping[str, DatasetSpec], store: ObjectStore, settings:
             replaces = store.version(CATALOG)  # before the store is read: whoever uploads after this has read it later
             rows = collect_rows(specs, store)
             with _temporary(folder) as temporary:
-                _write_database(temporary, rows)
+                _write_database(temporary, rows, store)
                 if store.write_if_unchanged(CATALOG, temporary.read_bytes(), replaces):
                     write_store_readme(rows, store)
                     return rows
@@ -146,8 +149,11 @@ def _remove_partials(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _write_database(path: Path, rows: Rows) -> None:
-    """The whole database as one synced file. Raises Unavailable if the disk does not take it."""
+def _write_database(path: Path, rows: Rows, store: Store) -> None:
+    """The whole database as one synced file; indexes that turn out to be damaged are dropped from `rows`.
+
+    Raises Unavailable if the disk does not take it.
+    """
     import duckdb
 
     try:
@@ -156,14 +162,15 @@ def _write_database(path: Path, rows: Rows) -> None:
         ) as database:
             database.execute("begin")
             for table in TABLES:
-                _create(database, table)
+                _create(database, table if table is not BLOCKS else blocks_table(rows.indexes))
                 _load(database, table.name, rows.tables.get(table.name, []))
             database.execute(KEY_PRESENCE_SQL)
-            for view, statement in VIEWS:
+            for relation, statement in DERIVED:
                 database.execute(statement)
-                _comment(database, "view", view)
+                _comment(database, statement.split()[1], relation)
             database.execute(COUNT_CONFLICTS_SQL)
             database.execute("commit")
+            rows.indexes = load_indexes(database, rows.indexes, partial(_file_of, store, path), store.uri)
             database.execute("checkpoint")
     except (duckdb.IOException, duckdb.FatalException) as error:
         raise Unavailable(
@@ -172,6 +179,16 @@ def _write_database(path: Path, rows: Rows) -> None:
         ) from error
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _file_of(store: Store, database: Path, index: BlockIndex) -> Path:
+    """The index as a file of this machine; from S3 it is downloaded to a name that is removed with the database's."""
+    local = store.local_path(index.path)
+    if local is not None:
+        return local
+    file = database.with_name(f"{database.name}.blocks")
+    download(store, index.path, file)
+    return file
 
 
 def _create(database: duckdb.DuckDBPyConnection, table: Relation) -> None:

@@ -1,6 +1,6 @@
 """Which of several statements about a field is taken: the written precedence, and nothing else.
 
-Every statement stays beside the one that was chosen; the view `conflicts` shows the pairs that disagree.
+Every statement stays beside the one that was chosen; `conflicts` shows the pairs that disagree.
 """
 
 from __future__ import annotations

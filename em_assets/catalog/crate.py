@@ -55,6 +55,8 @@ OURS = {
     "manifest.parquet": "Every stored object with its size, checksum and source",
     "coverage.parquet": "Which voxels the publisher has",
     "claims.parquet": "Everything that the publisher and the files state, word for word",
+    "blocks.parquet": "Every block of the volume, with its box, numbers and split",
+    "croissant.json": "The same as a Croissant description, for machine learning",
     "preview.png": "Three slices through the volume",
 }
 """Further files of a finished dataset, those that are there."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from em_assets.catalog.crate import write_crates
+from em_assets.catalog.croissant import write_croissants
 from em_assets.catalog.exports import Export, write_exports
 from em_assets.catalog.query import catalog_path
 from em_assets.catalog.summary import write_summary
@@ -16,6 +17,7 @@ EXPORTS: Mapping[str, Callable[[Path, Store], list[Export]]] = {
     "metadata_exports": write_exports,
     "metadata_summary": write_summary,
     "ro_crates": write_crates,
+    "croissants": write_croissants,
 }
 
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 from em_assets.catalog.query import Table, frame, query
 from em_assets.catalog.record_schema import record_schema
 from em_assets.catalog.render import render
-from em_assets.catalog.schema import DATASETS, TABLES, VIEWS, arrow_table
+from em_assets.catalog.schema import DATASETS, DERIVED, TABLES, arrow_table
 from em_assets.sources import personal
 from em_assets.store import Store
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]  # its stubs are not installed
+    import pandas as pd
 
 FOLDERS = "home|Users|root|tmp|var|private|mnt|media|srv|opt|scratch|groups|nrs|work|Volumes"
 LOCAL_PATH = re.compile(
@@ -73,7 +73,7 @@ def write_exports(database: Path, store: Store, *, now: datetime | None = None) 
 
 def frames(database: Path) -> dict[str, pd.DataFrame]:
     """Every table and view of the catalogue as a pandas DataFrame, by name; nothing is left out of them."""
-    names = [*(table.name for table in TABLES), *(view.name for view, _ in VIEWS)]
+    names = [*(table.name for table in TABLES), *(relation.name for relation, _ in DERIVED)]
     return {name: frame(database, f"from {name}") for name in names}
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter
 
+from em_assets.catalog.block_indexes import BlockIndex, find_indexes, with_added
 from em_assets.catalog.claims import CLAIMS
 from em_assets.catalog.found import FoundDataset, FoundVolume, Row, examine, noting
 from em_assets.catalog.history import check_rows, document_rows, missing_documents, run_rows
@@ -49,6 +50,8 @@ class Rows:
     """The table `datasets`; the keys are its columns, one that is left out is NULL."""
     tables: dict[str, list[pa.Table]]
     """The rows of each table that is filled from here, in pieces."""
+    indexes: list[BlockIndex] = field(default_factory=list)
+    """Of the blocks of complete datasets: their rows are too many to be here."""
 
 
 def collect_rows(specs: Mapping[str, DatasetSpec], store: Store) -> Rows:
@@ -60,8 +63,11 @@ def collect_rows(specs: Mapping[str, DatasetSpec], store: Store) -> Rows:
         if name not in specs and not _is_ours(name, store):
             continue
         found = examine(name, specs.get(name), store, anything_stored=name in folders)
+        indexes = find_indexes(found, DatasetFolder(store, name))  # what is wrong with them the dataset's row tells
         dataset, tables = _rows_of_one(found, store)
         rows.datasets.append(dataset)
+        if dataset["status"] == "complete":
+            rows.indexes += with_added(indexes, dataset, found)
         for table, lines in tables.items():
             rows.tables[table].append(lines)
     return rows

@@ -27,6 +27,7 @@ SqlType = Literal[
     "INTEGER[3]",
     "BIGINT[3]",
     "DOUBLE[3]",
+    "FLOAT[]",
 ]
 
 
@@ -116,7 +117,7 @@ DATASETS = Relation(
         Column("intensity_standard_deviation", "DOUBLE", "Standard deviation of the intensity at full resolution."),
         Column("intensity_percentiles", "JSON", "Intensity below which 0.1, 1, 5 ... 99.9 % of the voxels lie."),
         Column("intensity_histogram", "JSON", "Edges of the bins, and voxels in each."),
-        Column("conflicts", "BIGINT", "Pairs of claims about it that disagree; the view `conflicts` lists them."),
+        Column("conflicts", "BIGINT", "Pairs of claims about it that disagree; `conflicts` lists them."),
         Column("partitioned_by", "VARCHAR", "What is downloaded one by one: chunk (a region of the volume) or file."),
         Column("partitions", "BIGINT", "How many of these there are."),
         Column("partitions_stored", "BIGINT", "How many of them are here."),
@@ -355,9 +356,61 @@ VOCABULARY = Relation(
     ),
 )
 
+BLOCKS = Relation(
+    "blocks",
+    "One row for every block of the grid over each complete dataset's volumes: where it lies, how much of it is real, "
+    "what is in it, for training on it or not. Intensities are of its real voxels.",
+    (
+        Column("name", "VARCHAR", "The volume's name, as `open` takes it: the dataset's, or dataset/volume."),
+        Column("id", "BIGINT", "The block's place in its volume's grid, counted along x first, z last."),
+        Column("level", "INTEGER", "Resolution level whose voxels it has; 0 is full resolution."),
+        *(Column(f"start_{a}", "BIGINT", f"Its first voxel along {a}, in the level.") for a in "zyx"),
+        *(Column(f"shape_{a}", "BIGINT", f"Its voxels along {a}.") for a in "zyx"),
+        *(
+            Column(f"start_nm_{a}", "DOUBLE", f"Where it begins along {a} in nanometres, in the publisher's frame.")
+            for a in "zyx"
+        ),
+        *(
+            Column(f"stop_nm_{a}", "DOUBLE", f"Where it ends along {a} in nanometres, in the publisher's frame.")
+            for a in "zyx"
+        ),
+        *(
+            Column(f"voxel_size_{a}_nm", "DOUBLE", f"Size of a voxel of the level along {a} in nanometres.")
+            for a in "zyx"
+        ),
+        Column("max_voxel_size_nm", "DOUBLE", "The coarsest of the three voxel sizes in nanometres."),
+        Column("content", "VARCHAR", "image, or labels (each voxel's value names what it belongs to)."),
+        Column("dtype", "VARCHAR", "Pixel type, as numpy calls it."),
+        Column("license", "VARCHAR", "Licence of the dataset."),
+        Column("publisher", "VARCHAR", "Short name of the dataset's publisher."),
+        Column("coverage", "DOUBLE", "Share (0 to 1) of its voxels that the publisher has; absence is not black."),
+        Column("mean", "DOUBLE", "Mean intensity."),
+        Column("std", "DOUBLE", "Standard deviation of the intensity."),
+        *(
+            Column(f"p{n:02}", "DOUBLE", f"Intensity that {n} % of the voxels do not exceed.")
+            for n in (1, 5, 50, 95, 99)
+        ),
+        Column("minimum", "DOUBLE", "Smallest intensity."),
+        Column("maximum", "DOUBLE", "Largest intensity."),
+        Column("entropy_bits", "DOUBLE", "Entropy of the intensity histogram in bits: 0 of a blank block."),
+        Column("sharpness", "DOUBLE", "0 to 1: how much of its structure is fine; low where it is out of focus."),
+        Column("saturation", "DOUBLE", "Share (0 to 1) of the voxels at the pixel type's largest value."),
+        Column("zero_fraction", "DOUBLE", "Share (0 to 1) of the voxels that are exactly 0."),
+        Column("label_fraction", "DOUBLE", "Of labels: share (0 to 1) of the voxels that are not 0."),
+        Column("labels", "BIGINT", "Of labels: how many different ones there are, 0 apart."),
+        Column("split", "VARCHAR", "train, val or test, never touching each other; empty in the margin between them."),
+        Column("digest", "VARCHAR", "Digest of its voxels and of which are real: what reading the block gives."),
+        Column("features", "FLOAT[]", "Numbers that are alike where blocks look alike; compare those of one method."),
+        Column("features_method", "VARCHAR", "What computed them, with its version."),
+    ),
+)
+OF_INDEX = tuple(column for column in BLOCKS.columns if column.name not in ("content", "dtype", "license", "publisher"))
+"""Columns that each volume's own index has to bring; the others are the dataset's."""
+
 FILLED = (DATASETS, FILES, CHUNKS, LEVELS, STATEMENTS, CLAIMS, CHECKS, RUNS, DOCUMENTS, VOCABULARY)
 """From specs and the store; the others from these."""
-TABLES = (*FILLED, KEY_PRESENCE)
+TABLES = (*FILLED, KEY_PRESENCE, BLOCKS)
+"""Of `BLOCKS` the rows come straight from the indexes, never through Python (`block_indexes.py`)."""
 
 OVERVIEW = Relation(
     "overview",
@@ -433,8 +486,9 @@ CONFLICTS = Relation(
     ),
 )
 
+# Stored, because DuckDB plans this for 15 ms and answers from the table in one.
 CONFLICTS_SQL = """
-create view conflicts as
+create table conflicts as
 with told as (
     select s.*, v.kind, v.tolerance,
         row_number() over (partition by s.name, s.volume, s.field, lower(s.value) order by s.rank) as nth
@@ -508,8 +562,8 @@ order by s.extractor, s.key, s.source
 """
 """Fills the table from those of datasets and claims."""
 
-VIEWS = ((OVERVIEW, OVERVIEW_SQL), (CONFLICTS, CONFLICTS_SQL), (FIELD_PRESENCE, FIELD_PRESENCE_SQL))
-"""Made when all tables are filled."""
+DERIVED = ((OVERVIEW, OVERVIEW_SQL), (CONFLICTS, CONFLICTS_SQL), (FIELD_PRESENCE, FIELD_PRESENCE_SQL))
+"""What SQL makes of the tables when all are filled."""
 
 
 COUNT_CONFLICTS_SQL = """
@@ -540,6 +594,7 @@ def arrow_table(relation: Relation, rows: Sequence[dict[str, Any]]) -> pa.Table:
         "INTEGER[3]": pa.list_(pa.int32(), 3),
         "BIGINT[3]": pa.list_(pa.int64(), 3),
         "DOUBLE[3]": pa.list_(pa.float64(), 3),
+        "FLOAT[]": pa.list_(pa.float32()),
     }
     columns = {c.name: pa.array([row.get(c.name) for row in rows], types[c.type]) for c in relation.columns}
     return pa.table(columns)

@@ -1,37 +1,49 @@
-"""The checks of `volume.py` as Dagster asset checks: one step runs them all, each reports on its own."""
+"""The checks of `volume.py` and `blocks.py` as Dagster asset checks: a step runs all of one, each reports by itself."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
+from em_assets.checks import blocks
 from em_assets.checks.volume import BLOCKING, CheckOutcome, checks_of
 from em_assets.datasets.spec import DatasetSpec
 
 RunChecks = Callable[[Any, Sequence[str]], list[CheckOutcome]]
 """(Dagster context, check names) -> outcomes."""
+ALL_BLOCKING = frozenset({*BLOCKING, *blocks.BLOCKING})
 
 
 def build_volume_checks(
     dataset: DatasetSpec, run: RunChecks, required_resource_keys: set[str]
 ) -> dg.AssetChecksDefinition:
     """The checks of one dataset: blocking ones stop what lies downstream, the others warn."""
-    name, every = dataset.name, checks_of(dataset)
+    return _build_checks(dataset.name, checks_of(dataset), run, required_resource_keys)
+
+
+def build_block_checks(asset: str, run: RunChecks, required_resource_keys: set[str]) -> dg.AssetChecksDefinition:
+    """The checks of one dataset's indexes of blocks, likewise."""
+    return _build_checks(asset, blocks.OF_INDEXES, run, required_resource_keys)
+
+
+def _build_checks(
+    name: str, every: Mapping[str, Callable[..., CheckOutcome]], run: RunChecks, required_resource_keys: set[str]
+) -> dg.AssetChecksDefinition:
     specs = [
-        dg.AssetCheckSpec(check, asset=name, blocking=check in BLOCKING, description=_first_line(function))
+        dg.AssetCheckSpec(check, asset=name, blocking=check in ALL_BLOCKING, description=_first_line(function))
         for check, function in every.items()
     ]
 
     @dg.multi_asset_check(
         name=f"{name}_checks", specs=specs, can_subset=True, required_resource_keys=required_resource_keys
     )
-    def volume_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         selected = {key.name for key in context.selected_asset_check_keys}
         for outcome in run(context, [check for check in every if check in selected]):
             yield check_result(name, outcome)
 
-    return volume_checks
+    return checks
 
 
 def check_result(asset: str, outcome: CheckOutcome) -> dg.AssetCheckResult:
@@ -40,7 +52,7 @@ def check_result(asset: str, outcome: CheckOutcome) -> dg.AssetCheckResult:
         asset_key=asset,
         check_name=outcome.name,
         passed=outcome.passed,
-        severity=dg.AssetCheckSeverity.ERROR if outcome.name in BLOCKING else dg.AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.ERROR if outcome.name in ALL_BLOCKING else dg.AssetCheckSeverity.WARN,
         description=outcome.message,
         metadata={
             **_entries("expected", outcome.expected),

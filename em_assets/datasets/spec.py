@@ -57,12 +57,12 @@ MAX_CHUNK_BYTES = 64 * 2**20
 MAX_SHARD_CHUNKS = 2**18
 """A shard ends with 16 bytes for each of its chunks, which every reader of one voxel reads."""
 RESERVED_NAMES = frozenset(keyword.kwlist) | {
-    *("metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates"),  # our own assets
+    *("metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates", "croissants"),  # our own assets
     # Dagster refuses these (and Python's keywords) as the name of an asset.
     *("arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict"),
     *("int", "meta", "output", "output_arg_dict", "str", "type"),
 }
-ASSET_SUFFIXES = ("_chunks", "_files", "_metadata")
+ASSET_SUFFIXES = ("_chunks", "_files", "_metadata", "_blocks")
 """Assets that a dataset has beside the one of its own name."""
 
 
