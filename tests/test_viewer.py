@@ -1,6 +1,7 @@
 """The viewer: links that open the right place, a server that gives away nothing else, and the picture in a browser."""
 
 import http.client
+import importlib.util
 import io
 import json
 import os
@@ -17,29 +18,30 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from conftest import ROOT
+from em_assets.blocks.geometry import BoxNm
 from em_assets.datasets.loading import load_spec
-from em_assets.errors import Malformed, Unavailable
-from em_assets.pipeline import listed_record
-from em_assets.records import VOLUME, DatasetFolder, PartitionRecord, VoxelStatistics, now
-from em_assets.settings import PACKAGED_DATASETS
-from em_assets.standardize.ome import write_metadata
-from em_assets.store import LocalStore, Store, open_store
-from em_assets.viewer import (
+from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
+from em_assets.neuroglancer import (
     Picture,
-    build_app,
-    client_folder,
+    block_box_nm,
+    block_state,
+    grid_of,
     hosted_url,
     neuroglancer_state,
     neuroglancer_url,
     read_picture,
     read_pictures,
-    requested_range,
     value_range,
 )
+from em_assets.pipeline import listed_record
+from em_assets.records import VOLUME, DatasetFolder, PartitionRecord, VoxelStatistics, now
+from em_assets.serve.client import client_folder
+from em_assets.settings import PACKAGED_DATASETS
+from em_assets.standardize.ome import write_metadata
+from em_assets.store import LocalStore, Store, open_store
+from em_assets.viewer import build_app, napari_layers, show_layers, view_in_napari
 from em_assets.volume import Box
 from test_catalog_volumes import HIGH, LOW, NUC_ORIGIN, NUC_SHAPE, NUC_VOXEL_SIZE_NM, files_spec, store_all, zarr_spec
 
@@ -91,14 +93,14 @@ def folder(tmp_path_factory):
 
 
 @contextmanager
-def served(folder: DatasetFolder):
+def served(folder: DatasetFolder, **options):
     """The port of the viewer's server, in a thread of this process."""
     for module in ("starlette", "uvicorn", "neuroglancer"):
         pytest.importorskip(module, reason=f"{module} (extra `view`) is not installed")
     import uvicorn
 
     listening = socket.create_server(("127.0.0.1", 0))
-    app = build_app(folder, client_folder(), allowed_hosts=["127.0.0.1", "localhost"])
+    app = build_app(folder, client_folder(), allowed_hosts=["127.0.0.1", "localhost"], **options)
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1)
     )
@@ -252,30 +254,6 @@ def test_from_s3_it_is_the_same(moto_s3):
         assert ask(port, SHARD, Range="bytes=-20")[2] == whole[2][-20:]
         assert ask(port, f"/{NAME}.ome.zarr/0/c/9/9/9")[0] == 404
         assert ask(port, "/")[0] == 302
-
-
-@given(st.integers(0, 1000), st.none() | st.integers(0, 1000), st.none() | st.integers(0, 1000))
-def test_a_range_is_a_slice(size, first, last):
-    """`bytes=a-b` is `data[a:b+1]`, `bytes=-n` is the last n, on data of any size."""
-    data = bytes(i % 256 for i in range(size))
-    text = f"bytes={'' if first is None else first}-{'' if last is None else last}"
-    part = requested_range(text, size)
-    if first is None and last is None:
-        assert part is None
-    elif first is None:
-        assert bytes(data[i] for i in part) == (data[-last:] if last else b"")
-    elif last is not None and last < first:
-        assert part is None
-    else:
-        assert bytes(data[i] for i in part) == (data[first:] if last is None else data[first : last + 1])
-
-
-@pytest.mark.parametrize(
-    "header", [None, "", "bytes", "bytes=", "bytes=1-2,4-5", "lines=1-2", "bytes=a-b", "bytes=1-²"]
-)
-def test_what_is_no_single_range_is_ignored(header):
-    """The whole object is sent instead."""
-    assert requested_range(header, 100) is None
 
 
 def test_the_state_is_centred_and_to_scale():
@@ -454,6 +432,122 @@ def test_a_volume_off_the_grid_lies_where_its_metadata_say(tmp_path):
     assert neuroglancer_state(picture)["position"] == [79.5, 47.5, 31.5]
 
 
+def test_a_block_is_drawn_where_it_is():
+    """Its box in the frame's voxels, x y z, in the middle of the view, filling half of a panel; scales stay."""
+    box = Box.from_shape(SHAPE, at=ORIGIN)
+    picture = Picture("em", "zarr3://http://h/", VOXEL_SIZE_NM, box, corner_nm=(-6.0, -4.0, -2.0))
+    block = BoxNm((300.0, 1800.0, 12100.0), (684.0, 2056.0, 12228.0))
+    state = block_state(picture, block)
+    annotation = state["layers"][-1]["annotations"][0]
+    assert annotation["type"] == "axis_aligned_bounding_box"
+    assert annotation["pointA"] == pytest.approx([3025.0, 225.0, 25.0])
+    assert annotation["pointB"] == pytest.approx([3057.0, 257.0, 57.0])
+    assert state["position"] == pytest.approx([3041.0, 241.0, 41.0])
+    assert state["crossSectionScale"] == pytest.approx(384 / 4 / 200)
+    assert state["layers"][0] == neuroglancer_state(picture)["layers"][0]
+    neuroglancer = pytest.importorskip("neuroglancer", reason="neuroglancer (extra `view`) is not installed")
+    parsed = neuroglancer.parse_url(neuroglancer_url("http://h/v/em/", state))
+    assert [layer.type for layer in parsed.layers] == ["image", "annotation"]
+
+
+def test_the_box_is_that_of_the_block_that_is_read(several, tmp_path):
+    """Around any place, also of another volume and where it leaves the volume; wholly outside is refused."""
+    for sub in (None, "nuc"):
+        picture = read_picture(several.further(sub), "")
+        grid = grid_of(picture)
+        middle = grid.box_nm(grid.box).center
+        for shift in (0.0, 0.3, -7.9, 50.0):
+            place = tuple(nm + shift for nm in middle)
+            start = grid.start_around(place, (16, 8, 4))
+            assert block_box_nm(picture, place, (16, 8, 4)) == grid.box_nm(Box.from_shape((16, 8, 4), at=start))
+    with pytest.raises(Mismatch, match=r"the block around 0, 0, 0 nm .* lies outside cell/nuc, which\s+fills"):
+        block_box_nm(picture, (0.0, 0.0, 0.0), (16, 16, 16))
+
+
+def test_view_at_opens_on_the_block(several):
+    """`/` leads to the state with the block's box, of a further volume too, over the same layers."""
+    nuc = several.further("nuc")
+    picture = read_picture(nuc, "")
+    at_nm = grid_of(picture).box_nm(grid_of(picture).box).center
+    with served(nuc, at_nm=at_nm, shape=(8, 8, 8)) as port:
+        state = state_of(ask(port, "/")[1]["location"])
+    assert [layer["name"] for layer in state["layers"]] == ["cell", "cell/nuc", "cell/coarse", "block"]
+    drawn = state["layers"][-1]["annotations"][0]
+    box_nm = block_box_nm(picture, at_nm, (8, 8, 8))
+    expected = [nm / size for nm, size in zip(box_nm.start, VOXEL_SIZE_NM, strict=True)][::-1]
+    assert drawn["pointA"] == pytest.approx(expected)
+
+
+def test_napari_gets_every_volume_at_its_place(several):
+    """Levels, scale and the middle of the first voxel, in nanometres; labels as labels; the block as a layer."""
+    main = read_picture(several, "")
+    at_nm = grid_of(main).box_nm(grid_of(main).box).center
+    (data, image, kind), (_, nuc, labels), _, (block, options, _) = napari_layers(several, at_nm=at_nm, shape=(8, 4, 2))
+    assert (kind, labels) == ("image", "labels")
+    assert [level.shape for level in data] == [SHAPE, tuple(n // 2 for n in SHAPE)]
+    assert data[0][0, 0, 0] == LOW
+    assert image["translate"] == [(o + 0.5) * s for o, s in zip(ORIGIN, VOXEL_SIZE_NM, strict=True)]
+    assert nuc["scale"] == list(NUC_VOXEL_SIZE_NM)
+    assert (image["contrast_limits"], image["visible"]) == ((LOW, HIGH), True)
+    assert block.shape == (8, 4, 2)
+    corner = block_box_nm(main, at_nm, (8, 4, 2)).start
+    assert options["translate"] == [c + s / 2 for c, s in zip(corner, VOXEL_SIZE_NM, strict=True)]
+
+
+def test_napari_shows_them():
+    """In napari's own model the layers fill the space that they should, and the view is at the place."""
+    pytest.importorskip("napari", reason="napari is not installed; it is no dependency")
+    from napari.components import ViewerModel
+
+    viewer = ViewerModel()
+    data = np.zeros((4, 6, 8), np.uint8)
+    options = {"scale": [12.0, 8.0, 4.0], "translate": [6.0, 4.0, 2.0]}
+    show_layers(
+        viewer, [(data, options | {"name": "em"}, "image"), (data, options | {"name": "block"}, "image")], (24, 24, 16)
+    )
+    assert viewer.layers["em"].extent.world[0].tolist() == [6.0, 4.0, 2.0]
+    assert viewer.dims.point == (24, 24, 16)
+    assert viewer.layers["block"].bounding_box.visible
+
+
+def test_without_napari_it_is_said(several):
+    """One sentence, with the way to get it."""
+    if importlib.util.find_spec("napari") is not None:
+        pytest.skip("napari is installed here")
+    with pytest.raises(Unsupported, match=r"napari is not installed here: run `pip install 'napari\[all\]'`"):
+        view_in_napari(several)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["cell", "--at", "1,2"], "must be three numbers", id="half a place"),
+        pytest.param(["cell", "--shape", "16"], "give at=z,y,x", id="a shape of nothing"),
+        pytest.param(["cell", "--at", "0,0,0"], "lies outside cell", id="outside"),
+        pytest.param(["cell/none"], "cell/nuc", id="no such volume"),
+        pytest.param(["cel"], "did you mean cell?", id="misspelt"),
+    ],
+)
+def test_what_cannot_be_viewed_is_said(several, tmp_path, arguments, says):
+    """Before anything is served, in a sentence."""
+    done = subprocess.run(
+        [sys.executable, "-m", "em_assets.cli", "view", *arguments, "--no-browser"],
+        env={
+            **os.environ,
+            "EM_ASSETS_ROOT": several.store.root,
+            "EM_ASSETS_DATASETS": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode not in (0, 130)
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
 def test_further_volumes_are_served_and_nothing_beside_them(several):
     """Below their own folder, with ranges; records, originals and whatever has no volume's name are not."""
     several.write("original/secret.tif", b"secret")
@@ -556,6 +650,37 @@ def test_the_browser_shows_the_volume_upright_and_to_scale(port):
     assert_panel(pixels, xy, (x, y), LEFT_X, TOP_Y)
     assert_panel(pixels, xz, (x, z), LEFT_X, FIRST_Z)
     assert_panel(pixels, yz, (-z, y), FIRST_Z, TOP_Y)  # Neuroglancer looks along x here: z grows to the left
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian package chromium)")
+def test_the_browser_draws_the_block(folder):
+    """The block's box is drawn in the middle of each cross-section, half as high as a panel, as a coloured line."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    grid = grid_of(read_picture(folder, ""))
+    at_nm = grid.box_nm(grid.box).center
+    with served(folder, at_nm=at_nm, shape=(16, 24, 48)) as port, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--ignore-gpu-blocklist"])
+        page = browser.new_page(viewport={"width": 1100, "height": 1100})
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function("window.viewer && viewer.isReady()", timeout=60_000)
+        boxes = [panel.bounding_box() for panel in page.query_selector_all(".neuroglancer-rendered-data-panel")]
+        pixels = picture_of(page, "RGB")
+        browser.close()
+    panel = min(boxes, key=lambda box: (round(box["y"] / 100), box["x"]))
+    # all sides are 192 nm: 48 voxels of 4 nm, in 200 pixels; the lines through the middle are not looked at
+    middle = np.array([panel["y"] + panel["height"] / 2, panel["x"] + panel["width"] / 2])
+    for side in (-100, 100):
+        for near, coloured in ((0, True), (-10, False), (10, False)):
+            assert is_coloured(pixels, np.add(middle, (30, side + near))) == coloured
+            assert is_coloured(pixels, np.add(middle, (side + near, 30))) == coloured
+
+
+def is_coloured(pixels: np.ndarray, place: np.ndarray) -> bool:
+    """Whether something that is not grey lies within three pixels of a place."""
+    row, column = np.round(place).astype(int)
+    around = pixels[row - 3 : row + 4, column - 3 : column + 4]
+    return bool(np.ptp(around, axis=2).max() > 40)
 
 
 @pytest.mark.browser
