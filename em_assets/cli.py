@@ -21,6 +21,7 @@ import typer
 import typer.core
 
 from em_assets.adding.commands import add_app
+from em_assets.cli_blocks import block_commands
 from em_assets.cli_catalog import catalog_commands
 from em_assets.cli_shared import (
     FormatOption,
@@ -178,6 +179,7 @@ def list_datasets(form: FormatOption = "table") -> None:
 
 # Between the list of datasets and what else there is of them, which is the order of the help.
 app.registered_commands += catalog_commands.registered_commands
+app.registered_commands += block_commands.registered_commands
 
 
 @app.command(epilog="Example: em-assets plan hemibrain_crop")
@@ -258,26 +260,53 @@ def logs(
         print_table(keys, [tuple(run.get(key) for key in keys) for run in runs], form)
 
 
-@app.command(epilog="Example: em-assets view hemibrain_crop --port 8080 --no-browser")
+@app.command(epilog="Example: em-assets view hemibrain_crop --at 8000,16000,12000 --shape 128")
 def view(
-    name: NameArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a dataset, or one of its volumes as NAME/VOLUME")],
+    *,
+    at: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="nanometres: look there, a block's box drawn around it")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="with --at: the block's voxels, z,y,x or one number [128]")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 0,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets the whole network look")] = "127.0.0.1",
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open a browser if there is one")] = True,
+    napari: Annotated[bool, typer.Option("--napari", help="in napari, where that is installed")] = False,
 ) -> None:
     """Opens a stored volume in Neuroglancer.
 
     Served from this machine alone. Ctrl-C ends it.
     """
     from em_assets import viewer
+    from em_assets.serve.parameters import BadRequest, parse_view
 
-    platform = Platform.read(name)
-    platform.require(name)
-    folder = platform.folder(name)
+    given = [(option, text) for option, text in (("at", at), ("shape", shape)) if text is not None]
+    try:
+        at_nm, voxels = parse_view(given)
+    except BadRequest as error:
+        raise typer.BadParameter(str(error)) from None
+    dataset, _, volume = name.partition("/")
+    platform = Platform.read(dataset)
+    platform.require(dataset)
+    folder = platform.folder(dataset).further(volume or None)
     record = folder.read_record()
+    if record is not None and volume and volume not in record.volumes:
+        known = ", ".join(f"{dataset}/{one}" for one in record.volumes) or "none"
+        raise typer.BadParameter(f"{dataset} has no volume {volume!r}; its further volumes: {known}.")
     if record is not None and record.visible_status != "complete":
         print(f"careful: {name} is {_status_line(record)}", file=sys.stderr)
-    viewer.view(folder, host=host, port=port, open_browser=browser, say=lambda line: print(line, flush=True))
+    if napari:
+        viewer.view_in_napari(folder, at_nm=at_nm, shape=voxels)
+        return
+    viewer.view(
+        folder,
+        at_nm=at_nm,
+        shape=voxels,
+        host=host,
+        port=port,
+        open_browser=browser,
+        say=lambda line: print(line, flush=True),
+    )
 
 
 @app.command(epilog="Example: em-assets doctor --live --output report.md")
