@@ -461,13 +461,14 @@ def leftovers(root: Path) -> list[Path]:
     return [*root.rglob("*.em-part"), *root.rglob("*.em-partial")]
 
 
-def test_killed_at_any_moment_the_next_run_finishes(publishers, tmp_path):
-    """SIGKILL at ten random moments: the digest is that of an undisturbed run, and nothing is left lying about."""
+@pytest.mark.parametrize("moments", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_the_next_run_finishes(publishers, tmp_path, moments):
+    """SIGKILL at random moments: the digest is that of an undisturbed run, and nothing is left lying about."""
     undisturbed, root = publishers.finished(EMPIAR), tmp_path / "killed"
     # as slow as a network, so that there are moments between the first byte and the last
     publishers.fail(r"\.dm3$", Fault(stall_seconds=0.1, stall_after=200_000))
     generator, killed = random.Random(7), 0
-    for _ in range(10):
+    for _ in range(moments):
         goal = publishers.requests + generator.randrange(17)
         process = child(publishers, EMPIAR, root)
         while process.poll() is None and publishers.requests <= goal:
@@ -481,7 +482,7 @@ def test_killed_at_any_moment_the_next_run_finishes(publishers, tmp_path):
         assert record is None or record.visible_status in ("interrupted", "complete")
         if generator.random() < 0.5:  # start over now and then, so that early moments are hit too
             LocalStore(root).delete_all(EMPIAR)
-    assert killed >= 3
+    assert killed >= moments // 3
     publishers.heal()
     record, _ = publishers.materialize(EMPIAR, quick_settings(root))
     assert (record.status, record.sha256) == ("complete", undisturbed.sha256)
