@@ -26,8 +26,8 @@ exports=$(em-assets sample env) # on a line of its own: `eval "$(...)"` would hi
 eval "$exports"
 if [ "${1:-}" = all ]; then
   names=$(basename -s .yaml "$EM_ASSETS_DATASETS"/*.yaml)
-  assets=metadata_catalog,metadata_exports,metadata_summary,ro_crates
-  for name in $names; do assets="$name,${name}_metadata,$assets"; done
+  assets=metadata_catalog,metadata_exports,metadata_summary,ro_crates,croissants
+  for name in $names; do assets="$name,${name}_metadata,${name}_blocks,$assets"; done
   shown=jrc_mus_nacc_2
 else
   names=hemibrain_crop assets=hemibrain_crop shown=hemibrain_crop
