@@ -315,8 +315,9 @@ class TestRetries:
         [
             ("120", 120, 120),
             ("1000000000", 600, 600),
-            (formatdate(time.time() + 3600, usegmt=True), 600, 600),
-            (formatdate(time.time() - 10, usegmt=True), 0, 0),
+            # named, because two workers that collect at the turn of a second would find different tests
+            pytest.param(formatdate(time.time() + 3600, usegmt=True), 600, 600, id="in an hour"),
+            pytest.param(formatdate(time.time() - 10, usegmt=True), 0, 0, id="ten seconds ago"),
             ("soon", None, None),
             ("-5", None, None),
             ("1e9", None, None),
