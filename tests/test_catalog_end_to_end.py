@@ -357,10 +357,10 @@ from test_catalog_build import build
 if sys.argv[3] == "slow":
     write = build_module._write_database
 
-    def write_when_told(path, rows):
+    def write_when_told(*arguments):
         print("read", flush=True)
         input()
-        write(path, rows)
+        write(*arguments)
 
     build_module._write_database = write_when_told
 else:
@@ -436,7 +436,7 @@ def test_a_dataset_has_its_row_and_claims_at_every_moment(publishers):
 def test_a_deleted_catalogue_comes_back_from_the_store(sample):
     """With nobody to ask: every row of every table and view is as it was."""
     before = sample.everything()
-    assert all(before.values())
+    assert {name for name, rows in before.items() if not rows} == {"blocks"}  # whose index was not made here
     (sample.root / CATALOG).unlink()
     sample.build()
     assert sample.everything() == before
