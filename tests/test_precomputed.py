@@ -1041,11 +1041,11 @@ def test_work_that_fails_fails_its_box(served):
     assert failed.box == boxes[3]
 
 
-def threads_left(within_seconds=3.0):
-    """The reader's threads that are still there after a moment."""
+def threads_left(before, within_seconds=3.0):
+    """The reader's threads that are still there after a moment; those of `before` are other tests' (pools stay)."""
     deadline = time.monotonic() + within_seconds
     while True:
-        left = [thread for thread in threading.enumerate() if thread.name.startswith("em_assets")]
+        left = [t for t in threading.enumerate() if t.name.startswith("em_assets") and t not in before]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.02)
@@ -1054,6 +1054,7 @@ def threads_left(within_seconds=3.0):
 def test_giving_up_stops_the_threads(served):
     """A consumer that leaves after the first box is not kept waiting by a stalled server."""
     server, _ = served
+    before = set(threading.enumerate())
     seen = itertools.count()
     server.fail = lambda path, *_: Fault(stall_seconds=20, stall_after=9) if next(seen) > 20 else None
     reader = reader_of(server, "plain", read_seconds=20.0, retry_seconds=20.0)
@@ -1063,7 +1064,7 @@ def test_giving_up_stops_the_threads(served):
         begun = time.monotonic()
         outcomes.close()
         assert time.monotonic() - begun < 2
-        assert threads_left() == []
+        assert threads_left(before) == []
     finally:
         server.fail = lambda *_: None
         server.stopping.set()  # ends the stalls
@@ -1073,8 +1074,9 @@ def test_giving_up_stops_the_threads(served):
 def test_no_thread_is_left_behind(served):
     """After a run all have ended."""
     server, _ = served
+    before = set(threading.enumerate())
     read(reader_of(server, "sharded"), *grid_of_boxes())
-    assert threads_left() == []
+    assert threads_left(before) == []
 
 
 def test_memory_is_bounded_by_fetching_again(tmp_path):

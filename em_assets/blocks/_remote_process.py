@@ -101,7 +101,7 @@ class Threads:
                 self._idle -= 1
             elif self._started < self._most:
                 self._started += 1
-                threading.Thread(target=self._work, name="em_assets-chunks", daemon=True).start()
+                threading.Thread(target=self._work, name="em_assets-remote", daemon=True).start()
         self._jobs.put(job)
 
     def _work(self) -> None:
