@@ -33,7 +33,7 @@ fi
 trap 'exit 130' INT TERM # leaves .installing, so the half-filled environment is made anew
 echo "Installing em_assets and its tools into .venv (once, a minute or two)"
 touch .venv/.installing
-if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,sample,view]'; then
+if ! .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,sample,view]'; then
   rm -f .venv/.installing # pip stopped by itself and left what was there: the next call goes on from it
   fail "The installation into .venv failed for the reason above; the next make takes it up again."
 fi
