@@ -7,7 +7,7 @@ STAMP := .venv/.complete
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-all test dev dev-live check clean
+.PHONY: help quickstart quickstart-all test test-slow dev dev-live check clean
 
 help: ## This list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -18,8 +18,11 @@ quickstart: $(STAMP) ## The main job, offline, on the sample origin; prints what
 quickstart-all: $(STAMP) ## The same for all five publishers, with their metadata
 	@scripts/quickstart.sh all
 
-test: $(STAMP) ## The tests (not those marked slow or network)
-	@$(RUN) pytest -n 2
+test: $(STAMP) ## The tests (not those marked slow or network); three at once, because many wait
+	@$(RUN) pytest -n 3
+
+test-slow: $(STAMP) ## The tests marked slow: kills, races, memory, whole commands (half an hour)
+	@$(RUN) pytest -n 3 -m slow
 
 dev: $(STAMP) ## Dagster's UI on the sample origin
 	@export PATH="$$PWD/.venv/bin:$$PATH"; em-assets sample up; exports=$$(em-assets sample env); eval "$$exports"; \

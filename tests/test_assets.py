@@ -102,6 +102,7 @@ def test_a_second_run_materializes_no_partition_again(location, origin):
     assert len(versions) == 2 and len(set(versions)) == 1
 
 
+@pytest.mark.slow
 def test_a_fresh_history_over_a_full_store_learns_the_partitions(location, origin, tmp_path):
     """The store is the truth: a new history shows what is stored, without a request."""
     location.run("small")
@@ -342,6 +343,7 @@ def test_a_given_storage_serves_every_part(location, tmp_path):
     assert defs.resources["zarr_regions"].storage.root == other.root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "expected",
     [{"source_shape": [150, 170, 191]}, {"sha256": "0" * 64}, {"file_size_bytes": 123}],

@@ -260,6 +260,7 @@ def test_what_is_not_known_is_no_problem(indexed):
     assert indexed.check("block_numbers")["block_numbers"].passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [BLOCK, 20], ids=["side by side", "overlapping"])
 @pytest.mark.parametrize("seed", range(3))
 def test_splits_are_compared_as_by_hand(stored, stride, seed):

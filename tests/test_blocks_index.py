@@ -150,6 +150,7 @@ def test_splits_are_of_the_blocks(holey, rows):
     assert {row["split"] for row in rows} == {"train", "val", "test", None}
 
 
+@pytest.mark.slow
 def test_a_place_has_one_split_at_all_levels(tmp_path):
     """Blocks of a level that train are as far from those of another that judge as the margin is wide."""
     level0 = voxels((128, 128, 128))

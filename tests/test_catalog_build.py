@@ -539,6 +539,7 @@ def litter(root: Path) -> set[str]:
     return {entry.name for entry in root.iterdir()} - {CATALOG, "README.md", f".{CATALOG}.lock"}
 
 
+@pytest.mark.slow
 def test_two_builders_at_once(tmp_path: Path):
     """Processes that rebuild at the same time all succeed, and one of their files is there whole."""
     builders = [start_builder(tmp_path, name, 5) for name in "ab"]

@@ -331,6 +331,7 @@ print(asked, sorted(seen))
 """
 
 
+@pytest.mark.slow
 def test_a_reader_that_asks_all_the_time_sees_whole_catalogues(tmp_path):
     """Another process opens it again and again through ten rebuilds: no error, and each answer is of one state."""
     build(tmp_path / "store", make_spec("d0"))
@@ -375,6 +376,7 @@ def start_builder(root: Path, how: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_of_two_builders_the_newer_state_stays(tmp_path):
     """The first has read the store and is slow to write; the second, that knows more, is not overwritten by it."""
     folder, spec = DatasetFolder(open_store(str(tmp_path)), "crop"), make_spec()
@@ -536,6 +538,7 @@ def test_an_edited_voxel_size_is_a_conflict_until_it_is_put_back(sample, publish
     assert conflicts() == before
 
 
+@pytest.mark.slow
 def test_the_catalogue_follows_one_dataset_and_the_exports_follow_it(sample, publishers):
     """In `dagster dev`, four of five absent: each tick asks for what comes next, and never for the others."""
     shutil.copytree(sample.root / IDR, Path(publishers.settings.root) / IDR)

@@ -144,6 +144,7 @@ def at_once(count: int, work) -> list:
 
 
 class TestClaiming:
+    @pytest.mark.slow
     @pytest.mark.parametrize("left", ["nothing", "interrupted", "dead writer"])
     def test_one_of_eight_gets_it(self, s3_root, spec, left):
         """All have seen the same: an empty place, a record, a dead writer's. One goes on, its name is on the record."""
@@ -303,6 +304,7 @@ class TestHolding:
 
 
 class TestRuns:
+    @pytest.mark.slow
     def test_two_runs_at_once_make_one_result(self, s3_root, tmp_path, origin):
         """The one that comes too late waits for the other, and finds nothing left to do."""
         spec = write_spec(tmp_path / "specs", origin.url)

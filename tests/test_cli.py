@@ -210,6 +210,7 @@ def test_a_bug_is_called_one(run, monkeypatch):
     assert err == "this is a bug (KeyError: 'nothing'); `--debug` shows where, please report it.\n"
 
 
+@pytest.mark.slow
 def test_s3_without_credentials_is_one_sentence(run, monkeypatch):
     """A store that refuses us: what was tried, why not, what to do."""
     for name, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_SKIP_SIGNATURE": "true"}.items():
@@ -579,6 +580,7 @@ def test_get_of_an_unreachable_origin_is_one_sentence(place):
     assert "127.0.0.1" in failed.stderr
 
 
+@pytest.mark.slow
 def test_get_that_fails_midway_ends_with_the_reason(place):
     """The failing step's own sentence is the only line on stderr; the history and the catalogue have it."""
     place.server.fail = data_only(Fault(status=500))
@@ -591,6 +593,7 @@ def test_get_that_fails_midway_ends_with_the_reason(place):
     assert place.status() == "error"
 
 
+@pytest.mark.slow
 def test_get_can_be_interrupted(place):
     """SIGINT in the middle of the download: within 5 s exit code 130, nothing goes on, and what to do is said."""
     place.server.fail = slow_voxels

@@ -194,6 +194,7 @@ def test_the_literal_command_finds_the_definitions(toy: Path):
     assert not list((toy.parent / "site/tmp").glob("em-assets-run-note-*"))
 
 
+@pytest.mark.slow
 def test_the_reason_is_the_last_line(toy: Path):
     """A step's sentence, written in a child process, is the command's last line, on one line; the note is gone."""
     command = [*MATERIALIZE[:-1], "broken"]
@@ -204,6 +205,7 @@ def test_the_reason_is_the_last_line(toy: Path):
     assert not list((toy.parent / "site/tmp").glob("em-assets-run-note-*"))
 
 
+@pytest.mark.slow
 def test_a_note_asked_for_by_the_parent_is_left_to_it(toy: Path, tmp_path: Path):
     """Whoever sets the note's path before starting Dagster finds the sentence there, and it is not printed twice."""
     note = tmp_path / "note"
@@ -226,6 +228,7 @@ def test_outside_the_repository_the_error_is_dagsters(toy: Path, tmp_path: Path)
     assert "Invalid set of CLI arguments" in ours.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "variables", "listed"),
     [
@@ -244,6 +247,7 @@ def test_a_target_of_the_users_own_is_used(toy: Path, arguments: list[str], vari
     assert ("broken" in done.stdout.split()) is (listed == "hemibrain_crop")
 
 
+@pytest.mark.slow
 def test_workspace_option_of_other_commands_works(toy: Path):
     """`dagster definitions validate -w workspace.yaml` is not disturbed by a second target."""
     done = dagster(["definitions", "validate", "-w", "workspace.yaml"], toy)

@@ -538,6 +538,7 @@ pipeline.fetch_dataset_partitions(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_two_processes_write_neighbouring_regions(place, tmp_path, request, where):
     """Every other region by one run, the rest by another, at once, on disk and on S3: no region is lost."""

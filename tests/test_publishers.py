@@ -489,6 +489,7 @@ def test_killed_at_any_moment_the_next_run_finishes(publishers, tmp_path, moment
     assert leftovers(root) == []
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_make_one_result(publishers, tmp_path):
     """Both end well, and each file came once."""
     alone, root = publishers.finished(EMPIAR), tmp_path / "shared"
@@ -506,6 +507,7 @@ def test_two_processes_at_once_make_one_result(publishers, tmp_path):
 # Other places
 
 
+@pytest.mark.slow
 def test_a_bucket_gets_the_same_datasets(publishers, moto_s3, tmp_path):
     """The digest of a local store; originals with receipts in the bucket, and nothing left where they were received."""
     remote = publishers.settings.model_copy(update={"root": moto_s3, "cache": tmp_path / "cache"})
@@ -592,6 +594,7 @@ def test_objects_are_kept_byte_for_byte(publishers, keep):
     assert publishers.requests == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep", "damage"),
     [("both", Path.unlink), ("original", truncate), ("both", alter)],

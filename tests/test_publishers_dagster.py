@@ -65,6 +65,7 @@ def datasets(location) -> dict[str, tuple]:
     return {name: (status, reason) for name, status, reason in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_one_name_does_the_whole_job(location, name):
     """Every partition is in the history, every check green, the catalogue has the row; metadata says what it is."""
@@ -117,6 +118,7 @@ def test_one_file_alone_leaves_the_rest_to_do(location):
     assert location.materialized(EMPIAR) == set(keys)
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_no_second_event(location):
     """Nothing is asked of anybody; the data version stays."""
     location.run(EPFL)
@@ -202,6 +204,7 @@ def test_a_wrong_name_or_key_is_explained(location, arguments, sentence):
     assert (explained is None) if sentence is None else explained.startswith(sentence)
 
 
+@pytest.mark.slow
 def test_the_literal_command_materializes_idr(location, tmp_path):
     """`dagster asset materialize --select idr_9846137`, as typed: exit 0, complete, both files in the history."""
     command = Path(sys.executable).parent / "dagster"

@@ -244,6 +244,7 @@ def test_only_the_files_that_are_here_are_read(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_one_file_is_open_at_a_time(tmp_path):
     """Claims come while files are read, and a file is let go before the next: a thousand need no more memory."""
     _, spec = slices(tmp_path)

@@ -227,6 +227,7 @@ def test_b24_regions_that_cut_chunks(tmp_path, server):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "fill"),
     [("float32", np.nan), ("float32", 0.1), ("float32", -np.inf), ("uint64", 2**64 - 1), ("int16", -5)],

@@ -618,6 +618,7 @@ def test_progress_counts_voxels_and_shards(stored):
     assert "100 %" in lines[-1]
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_shards_not_by_the_volume(tmp_path):
     """A volume of 64 shards of 2 MB: at most six shards for each of two workers beyond what an idle process has."""
     store_dataset(tmp_path, voxels_of(shape=(256, 512, 1024)), shard=(128,) * 3, chunk=(64,) * 3)

@@ -122,6 +122,7 @@ def volumes(draw):
     return layout, noise(layout.shape, dtype, seed=draw(st.integers(0, 99))), holes
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(volume=volumes(), threads=st.booleans())
 def test_the_same_bytes_and_records_as_from_the_store(tmp_path_factory, volume, threads):

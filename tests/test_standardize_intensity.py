@@ -305,6 +305,7 @@ def test_parts_tile_a_box_and_are_small(start, shape, cell, most):
     assert (times == 1).all()
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_slab_not_of_the_volume(tmp_path):
     """64 MB of voxels in one shard, which alone would break the limit, with a hole: at most 48 MB at any moment."""
     shape = (128, 512, 512)

@@ -82,6 +82,7 @@ def test_an_axis_of_one_keeps_its_voxel_size(tmp_path):
     assert [d["coordinateTransformations"][0]["scale"] for d in datasets] == [[8, 8, 8], [8, 16, 16], [8, 32, 32]]
 
 
+@pytest.mark.slow
 def test_a_blob_stays_where_it_is_at_every_level(tmp_path):
     """The centroid of a smooth blob, in nanometres by each level's own transformation, is one point."""
     shape, size = (260, 300, 280), (30.0, 8.0, 4.0)
@@ -223,6 +224,7 @@ def test_nothing_is_computed_when_nothing_changed(built):
     assert volume.folder.store.log == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [(0, 0, 0), (3, 1, 2)])
 def test_a_changed_shard_costs_its_ancestors(built, index):
     """One shard per level above it, and the result is that of a fresh build."""
@@ -393,6 +395,7 @@ MEMORY_SCRIPT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_volume(tmp_path):
     """16 times the voxels take the same anonymous memory, within a few shards."""

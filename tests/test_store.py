@@ -419,6 +419,7 @@ class TestLocalStore(StoreContract):
         finally:
             subprocess.run(["umount", str(tmp_path)], check=True)
 
+    @pytest.mark.slow
     def test_a_killed_writer_leaves_old_or_new(self, tmp_path):
         """Killed at 20 random moments, a writer leaves one version whole; what else it leaves, tidying removes."""
         store = LocalStore(tmp_path)
@@ -592,6 +593,7 @@ class TestObjectStore(StoreContract):
         with pytest.raises(Malformed, match=r"use s3://bucket/prefix\."):
             ObjectStore(root)
 
+    @pytest.mark.slow
     def test_thousands_of_objects_are_listed_and_deleted(self, store):
         """More objects than a page and a bulk delete hold: all are listed, all go."""
         import obstore

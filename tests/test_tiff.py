@@ -895,6 +895,7 @@ def test_b6_ifd_loops(tmp_path: Path):
         assert f"it leads from page 2 back to page {back} (3 pages found" in sentence
 
 
+@pytest.mark.slow
 def test_b6_a_million_ifds(tmp_path: Path):
     """Ends at the limit, whatever follows."""
     (tags_at,) = (chain := chained(1)).ifd_places

@@ -142,6 +142,7 @@ def test_more_problems_than_are_listed_are_counted(place):
     assert "(and 26 more)" in lines[-1]
 
 
+@pytest.mark.slow
 def test_repair_makes_just_what_is_damaged_again(place, origin):
     """Shards of both levels, metadata and a stranger at once: whole again as it was, one shard's bytes received."""
     first = place.dataset.read_record()

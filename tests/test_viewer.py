@@ -652,6 +652,7 @@ def test_the_browser_shows_the_volume_upright_and_to_scale(port):
     assert_panel(pixels, yz, (-z, y), FIRST_Z, TOP_Y)  # Neuroglancer looks along x here: z grows to the left
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian package chromium)")
 def test_the_browser_draws_the_block(folder):
