@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import itertools
@@ -21,16 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from em_assets.datasets.loading import load_spec
-from em_assets.errors import EmAssetsError, Malformed, Mismatch, Unsupported
+from em_assets.errors import EmAssetsError, Malformed, Mismatch, Unavailable, Unsupported
 from em_assets.fetch.http import HttpClient
 from em_assets.formats import open_volume
 from em_assets.formats._bytes import LocalBytes, RemoteBytes
 from em_assets.formats._mrc_extended import FEI_TYPES, MAX_SECTION_BYTES, MAX_SECTIONS
 from em_assets.formats._mrc_header import HEADER_BYTES, spacing_angstrom
 from em_assets.formats.mrc import open_mrc
-from em_assets.formats.opening import kind_of
+from em_assets.formats.opening import kind_of, open_file
 from em_assets.pipeline import describe_dataset
 from em_assets.settings import PACKAGED_DATASETS, Settings
+from em_assets.sources.widened import widened
 from em_assets.store import open_store
 from em_assets.volume import Box
 from faulty import FaultyServer
@@ -100,8 +102,6 @@ def mrc(tmp_path):
 REFUSED = {
     "TRUNCATED_mrcfile_fei-extended.mrc": (Malformed, r"has 1048576 bytes, but its header describes 29265416: .*cut"),
     "etspy_SerialEM_MultiTilt_000.mrc.mdoc": (Unsupported, "not of a known format"),
-    "mrcfile_EMD-3197.map.bz2": (Unsupported, "is bzip2-compressed, and must be unpacked first"),
-    "mrcfile_emd_3197.map.gz": (Unsupported, "is gzip-compressed, and must be unpacked first"),
 }
 STORED_AXES = {"mrcfile_EMD-3001.map": (1, 2, 0)}
 """Of a file with MAPC 3, MAPR 1, MAPS 2: sections are y, rows x, columns z."""
@@ -134,12 +134,13 @@ def test_every_real_file_reads_as_mrcfile_read_it_or_is_refused_with_the_right_r
         assert reader.info.voxel_size_nm == (None if name in NO_VOXEL_SIZE else pytest.approx(size_nm, rel=1e-6)), name
 
 
-def test_unpacked_maps_read_like_the_one_that_was_never_packed(realdata, tmp_path):
-    """What the refusal of a packed file asks for leads to its voxels."""
-    plain = open_volume(realdata / "mrc/mrcfile_EMD-3197.map").read()
-    for name, unpack in (("mrcfile_EMD-3197.map.bz2", bz2.decompress), ("mrcfile_emd_3197.map.gz", gzip.decompress)):
-        (tmp_path / "a").write_bytes(unpack((realdata / "mrc" / name).read_bytes()))
-        assert np.array_equal(open_volume(tmp_path / "a").read(), plain), name
+def test_packed_maps_read_like_the_one_that_was_never_packed(realdata):
+    """Voxels and all that the header says."""
+    plain = open_volume(realdata / "mrc/mrcfile_EMD-3197.map")
+    for name in ("mrcfile_EMD-3197.map.bz2", "mrcfile_emd_3197.map.gz"):
+        unpacked = open_volume(realdata / "mrc" / name)
+        assert np.array_equal(unpacked.read(), plain.read()), name
+        assert list(unpacked.tags()) == list(plain.tags()) and unpacked.info == plain.info
 
 
 def test_every_source_file_of_the_portals_tests_reads_as_mrcfile_reads_it(payloads):
@@ -571,6 +572,175 @@ def test_b15_a_file_cut_anywhere_is_malformed_or_not_known(tmp_path, length):
         assert f"ends at byte {length}" in str(raised.value) or f"has {length} bytes" in str(raised.value)
 
 
+# Packed by gzip or bzip2
+
+PACK = {"gz": gzip.compress, "bz2": bz2.compress}
+
+
+@pytest.fixture(params=PACK)
+def packs(request, tmp_path):
+    """What packs, and what opens the result with a cache folder of its own."""
+
+    def opened(raw, **changes):
+        (tmp_path / "a.mrc").unlink(missing_ok=True)
+        (tmp_path / "a.mrc").write_bytes(raw)
+        return open_volume(tmp_path / "a.mrc", settings=Settings(workers=2, cache=tmp_path / "cache", **changes))
+
+    return PACK[request.param], opened
+
+
+def left_in_cache(folder):
+    return [path for path in (folder / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", MODES)
+def test_a_packed_file_is_read_at_random_like_the_plain_one(packs, tmp_path, dtype, order):
+    """Any mode, byte order and extended header; what it is unpacked to has no name, so nothing is left."""
+    pack, opened = packs
+    volume = ramp(5, 6, 7, dtype=dtype)
+    reader = opened(pack(packed(volume, order, b"12345678" * 10, exttyp=b"CCP4")))
+    box = Box((1, 2, 3), (4, 5, 6))
+    assert np.array_equal(reader.read(box), volume[box.slices]) and np.array_equal(reader.read(), volume)
+    assert reader.sampler((4, 5, 6)) == volume[4, 5, 6]
+    assert dict(reader.tags())["/extended/0"] == "12345678" * 10
+    assert (tmp_path / "cache/unpacked").is_dir() and left_in_cache(tmp_path) == []
+
+
+def test_streams_that_follow_each_other_are_one_file(packs):
+    """As parallel packers write them; the last may be empty."""
+    pack, opened = packs
+    volume = ramp(9, 100, 70, dtype="int16")
+    raw = packed(volume)
+    parts = [pack(raw[at : at + 50_000]) for at in range(0, len(raw), 50_000)]
+    assert np.array_equal(opened(b"".join([*parts, pack(b"")])).read(), volume)
+
+
+RAW = packed(np.random.default_rng(3).integers(-99, 99, (4, 30, 40)).astype("int16"))
+B19 = {
+    "cut": (lambda pack: pack(RAW)[:-1], "stream ends in the middle, after .* unpacked bytes; it was cut"),
+    "cut early": (lambda pack: pack(RAW)[:20], "stream ends in the middle, after 0 unpacked bytes"),
+    "cut between streams": (lambda pack: pack(RAW[:5000]) + pack(RAW[5000:])[:9], "ends in the middle, after 5000 "),
+    "too little in it": (lambda pack: pack(RAW[:-1]), "unpacks to 10623 bytes, but its MRC header describes 10624"),
+    "one byte too much in it": (lambda pack: pack(RAW + b"x"), "unpacks to more than the 10624 bytes that its MRC"),
+    "a further stream": (lambda pack: pack(RAW) + pack(b"x"), "unpacks to more than the 10624 bytes"),
+    "zeros after it": (lambda pack: pack(RAW) + bytes(512), r"512 bytes follow its (gzip|bzip2) stream .they begin 00"),
+    "something after it": (lambda pack: pack(RAW) + b"PK\3\4", "4 bytes follow its .*; it is damaged or more than one"),
+    "damaged": (lambda pack: pack(RAW)[:-6] + b"\xaa" * 6, "(stream is damaged after|bytes follow|ends in the middle)"),
+    "part of a header": (lambda pack: pack(RAW[:215]), "ends at byte 215, but an MRC header alone has 1024"),
+    "no rows": (lambda pack: pack(packed(ramp(2, 3, 4), ny=0)), "NY is 0, expected a positive number"),
+    "extended header of -100": (lambda pack: pack(packed(ramp(2, 3, 4), nsymbt=-100)), "NSYMBT is -100"),
+    "extended header of 2^31-1": (lambda pack: pack(packed(ramp(2, 3, 4), nsymbt=2**31 - 1)), "describes 2147484695"),
+    "2^31 in each direction": (
+        lambda pack: pack(packed(ramp(2, 3, 4), **dict.fromkeys(("nx", "ny", "nz"), 2**31 - 1))),
+        "claims to unpack to 99035203.* bytes .*beyond the limit; EM_ASSETS_MAX_BYTES is 20000000000",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), B19.values(), ids=B19)
+def test_b19_a_packed_file_that_is_not_whole_or_not_alone_is_named_for_what_it_is(packs, tmp_path, make, reason):
+    pack, opened = packs
+    with pytest.raises(Malformed, match=reason) as raised:
+        opened(make(pack))
+    assert str(raised.value).startswith(str(tmp_path / "a.mrc")) and left_in_cache(tmp_path) == []
+
+
+def test_b19_a_bomb_is_stopped_where_its_header_ends(packs, tmp_path):
+    """24 MiB behind a header that describes 1048 bytes cost neither memory nor disk."""
+    pack, opened = packs
+    bomb = pack(packed(ramp(2, 3, 4)) + bytes(24 * 2**20))
+    tracemalloc.start()
+    with pytest.raises(Malformed, match=r"unpacks to more than the 1048 bytes .*made to fill the disk"):
+        opened(bomb)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 8 * 2**20 and left_in_cache(tmp_path) == []
+
+
+def test_a_packed_file_for_which_there_is_no_room_says_how_to_make_some(packs, tmp_path):
+    """An honest header of a petabyte where that is allowed, and a cache folder that is a file."""
+    pack, opened = packs
+    huge = packed(ramp(1, 1, 1), nx=2**17, ny=2**17, nz=2**16)
+    with pytest.raises(Unavailable, match=r"unpacks to 1125899906843648 bytes, but .*cache/unpacked has \d+ left; set"):
+        opened(pack(huge), max_bytes=2**60)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(Unavailable, match=r"could not be unpacked to .*set EM_ASSETS_CACHE to a folder"):
+        open_volume(tmp_path / "a.mrc", settings=Settings(max_bytes=2**60, cache=tmp_path / "file"))
+
+
+def test_what_is_packed_but_no_mrc_is_refused_as_before(packs):
+    pack, opened = packs
+    for inside in (b"II*\0" + bytes(2000), b"", b"MAP ", bytes(5000)):
+        with pytest.raises(Unsupported, match=r"(gzip|bzip2)-compressed, and must be unpacked first"):
+            opened(pack(inside))
+
+
+def test_a_file_of_35615_columns_is_not_taken_for_a_packed_one(tmp_path):
+    """Its first two bytes are those of gzip."""
+    volume = ramp(1, 1, 0x8B1F)
+    (tmp_path / "a.mrc").write_bytes(packed(volume, map=bytes(4)))
+    assert np.array_equal(open_volume(tmp_path / "a.mrc").read().view("uint8"), volume)
+
+
+def test_modes_that_are_not_read_are_refused_before_a_packed_file_is_unpacked(packs, tmp_path):
+    pack, opened = packs
+    with pytest.raises(Unsupported, match=r"complex numbers.*MODE 4"):
+        opened(pack(packed(ramp(2, 3, 4), mode=4)))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_header_of_a_packed_file_behind_an_address_costs_its_beginning_only(tmp_path):
+    """Its voxels, once they are asked for, the whole file, once."""
+    volume = np.random.default_rng(4).integers(-9999, 9999, (30, 300, 300)).astype("int16")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/a.mrc.gz").write_bytes(gzip.compress(packed(volume), 1))
+    size = (tmp_path / "served/a.mrc.gz").stat().st_size
+    with FaultyServer(tmp_path / "served") as server:
+        config = quick_settings(tmp_path, cache=tmp_path / "cache")
+        source = RemoteBytes(f"{server.url}/a.mrc.gz", HttpClient(config))
+        reader = open_file(source, None, config)
+        assert reader.info.shape == (30, 300, 300) and dict(reader.tags())["/nx"] == 300
+        asked = sum(int(b) - int(a) + 1 for a, b in re.findall(r"bytes=(\d+)-(\d+)", str(server.log)))
+        assert 0 < asked < size / 2 and left_in_cache(tmp_path) == []
+        boxes = [Box((z, 0, 0), (z + 10, 300, 300)) for z in (0, 10, 20)]
+        for outcome in reader.map_regions(boxes, lambda region: region):
+            assert np.array_equal(outcome.value.voxels, volume[outcome.box.slices])
+        asked = sum(int(b) - int(a) + 1 for a, b in re.findall(r"bytes=(\d+)-(\d+)", str(server.log)))
+        assert size <= asked < 2 * size
+
+
+# Half precision
+
+
+def test_every_half_is_exactly_a_float(mrc):
+    """All 65536 of them, in regions with samples; what is no number stays none."""
+    halves = np.arange(65536, dtype="uint16").view("float16").reshape(16, 64, 64)
+    reader = mrc(halves, mode=12)
+    wide = widened(reader, "float32")
+    assert wide.info == dataclasses.replace(reader.info, dtype="float32") and list(wide.tags()) == list(reader.tags())
+    voxels = wide.read()
+    assert voxels.dtype == "float32" and np.array_equal(voxels, halves.astype("float32"), equal_nan=True)
+    assert np.array_equal(voxels.astype("float16"), halves, equal_nan=True)
+    box = Box((0, 0, 0), (4, 64, 64))
+    (outcome,) = wide.map_regions([box], lambda region: region)
+    assert outcome.value.voxels.dtype == "float32" and np.array_equal(outcome.value.voxels, voxels[:4])
+    assert all(sample.value == voxels[sample.position] for sample in outcome.value.samples) and outcome.value.samples
+    assert wide.plan([box]) == reader.plan([box])
+    assert "exactly" in dict(reader.tags())["/read_as/half"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int16"])
+def test_nothing_else_is_widened(mrc, dtype):
+    """What differs is for the comparison with the spec to say."""
+    reader = mrc(ramp(2, 3, 4, dtype="float16"))
+    assert widened(reader, dtype) is reader
+    plain = mrc(ramp(2, 3, 4, dtype="int16"))
+    assert widened(plain, "float32") is plain
+
+
+# Known by its bytes
+
 KNOWN = {
     "MAP and stamp": {},
     "stamp of CCP4": {"machst": b"\x44\x41\0\0"},
@@ -719,23 +889,23 @@ def test_a_series_of_files_is_one_volume(tmp_path):
     assert np.array_equal(reader.read(), volume) and reader.info.voxel_size_nm == (0.8, 0.8, 0.8)
 
 
-def test_an_mrc_file_becomes_a_dataset_with_all_that_it_says(tmp_path):
-    """Downloaded, standardized with its axes put right, its header among the claims."""
-    volume = np.random.default_rng(5).integers(-100, 100, (40, 50, 60)).astype("int16")
+@pytest.mark.parametrize(("name", "stored", "dtype"), [("a.mrc", "int16", "int16"), ("a.mrc.gz", "float16", "float32")])
+def test_an_mrc_file_becomes_a_dataset_with_all_that_it_says(tmp_path, name, stored, dtype):
+    """Downloaded, standardized with its axes put right, its header among the claims; packed halves as floats."""
+    volume = np.random.default_rng(5).integers(-100, 100, (40, 50, 60)).astype(stored)
     (tmp_path / "served").mkdir()
-    (tmp_path / "served/tomogram.mrc").write_bytes(
-        packed(volume.transpose(1, 2, 0), turned=(1, 2, 0), label0=b"a label")
-    )
+    raw = packed(volume.transpose(1, 2, 0), turned=(1, 2, 0), label0=b"a label")
+    (tmp_path / "served" / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
     with FaultyServer(tmp_path / "served") as server:
         document = yaml.safe_load((PACKAGED_DATASETS / "epfl_hippocampus.yaml").read_text())
         document |= {"name": "tomogram", "documents": [], "volumes": {}, "claims": [], "notes": {}}
         document["source"] = {
             "kind": "files",
             "url": server.url,
-            "files": [{"path": "tomogram.mrc"}],
-            "volume": {"files": ["tomogram.mrc"]},
+            "files": [{"path": name}],
+            "volume": {"files": [name]},
         }
-        document["expected"] = {"source_shape": [40, 50, 60], "dtype": "int16", "voxel_size_nm": [0.8] * 3}
+        document["expected"] = {"source_shape": [40, 50, 60], "dtype": dtype, "voxel_size_nm": [0.8] * 3}
         (tmp_path / "tomogram.yaml").write_text(yaml.safe_dump(document))
         settings = quick_settings(tmp_path / "store")
         spec = load_spec(tmp_path / "tomogram.yaml")
@@ -743,7 +913,8 @@ def test_an_mrc_file_becomes_a_dataset_with_all_that_it_says(tmp_path):
     describe_dataset(spec, settings, open_store(settings.root), fetch=False)
     assert record.status == "complete"
     folder = tmp_path / "store/tomogram"
-    assert np.array_equal(open_volume(folder / "volume.ome.zarr").read(), volume)
+    stored_volume = open_volume(folder / "volume.ome.zarr")
+    assert stored_volume.info.dtype == dtype and np.array_equal(stored_volume.read(), volume)
     claims = {
         row["key"]: row for row in pq.read_table(folder / "claims.parquet").to_pylist() if row["extractor"] == "mrc"
     }

@@ -57,7 +57,6 @@ REFUSED: dict[str, tuple[type[EmAssetsError], str]] = {
     # no volumes
     r"\.json$": (Unsupported, "is a JSON document"),
     r"\.hdr$|\.mdoc$": (Unsupported, "not of a known format"),
-    r"\.bz2$": (Unsupported, "is bzip2-compressed, and must be unpacked first"),
     r"\.dat$": (Unsupported, "not of a known format"),
     r"grayscale_maps/\*": (Unsupported, "is a PNG picture"),
     r"grayscale_maps$": (Unsupported, "is a folder without any of"),

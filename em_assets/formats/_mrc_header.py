@@ -130,10 +130,7 @@ def looks_like_mrc(head: bytes, size_bytes: int | None = None) -> bool:
 
 def read_header(raw: bytes, name: str, size_bytes: int) -> MrcHeader:
     """The header of a file of this size. Raises Malformed, naming field and value, and Unsupported for its voxels."""
-    if len(raw) < HEADER_BYTES:
-        raise Malformed(
-            f"{name} ends at byte {size_bytes}, but an MRC header alone has {HEADER_BYTES}; it was cut: get it again."
-        )
+    _require_header(raw, name, size_bytes)
     header = _in_its_order(raw, name, size_bytes)
     if not header.raw("map").startswith(MAP) and not header.fits(size_bytes):
         raise Malformed(
@@ -144,6 +141,18 @@ def read_header(raw: bytes, name: str, size_bytes: int) -> MrcHeader:
     _require_readable(header, name)
     _require_size(header, name, size_bytes)
     return header
+
+
+def size_by_header(raw: bytes, name: str) -> int:
+    """How many bytes a file with this header has: of one whose size is not known, because it is packed.
+
+    Raises Malformed and Unsupported as `read_header` does.
+    """
+    _require_header(raw, name, len(raw))
+    header = _in_its_order(raw, name, None)
+    _require_sound(header, name, None)
+    _require_readable(header, name)
+    return header.described_bytes
 
 
 def places_of(maps: int, mapr: int, mapc: int) -> Zyx | None:
@@ -208,13 +217,13 @@ def _unpacked(raw: bytes, order: ByteOrder) -> MrcHeader:
     return MrcHeader(order, "", dict(zip(FIELDS, struct.unpack_from(order + LAYOUT, raw), strict=True)), labels)
 
 
-def _in_its_order(raw: bytes, name: str, size_bytes: int) -> MrcHeader:
+def _in_its_order(raw: bytes, name: str, size_bytes: int | None) -> MrcHeader:
     stamp = raw[STAMP_AT : STAMP_AT + 2]
     if stamp in STAMPS:
         return replace(_unpacked(raw, STAMPS[stamp]), order_by=f"by MACHST {stamp.hex(' ')}")
     candidates = [_unpacked(raw, order) for order in ORDERS] if stamp == NO_STAMP else []
     for header in candidates:
-        if header.fits(size_bytes):
+        if size_bytes is not None and header.fits(size_bytes):
             return replace(header, order_by="without MACHST: so read, the header describes the file's size")
     for header in candidates:
         if header.is_plausible:
@@ -225,7 +234,14 @@ def _in_its_order(raw: bytes, name: str, size_bytes: int) -> MrcHeader:
     )
 
 
-def _require_sound(header: MrcHeader, name: str, size_bytes: int) -> None:
+def _require_header(raw: bytes, name: str, size_bytes: int) -> None:
+    if len(raw) < HEADER_BYTES:
+        raise Malformed(
+            f"{name} ends at byte {size_bytes}, but an MRC header alone has {HEADER_BYTES}; it was cut: get it again."
+        )
+
+
+def _require_sound(header: MrcHeader, name: str, size_bytes: int | None) -> None:
     """Every field that says where voxels lie, by itself."""
     for field in ("nx", "ny", "nz"):
         if header.integer(field) < 1:
@@ -234,10 +250,9 @@ def _require_sound(header: MrcHeader, name: str, size_bytes: int) -> None:
     if mode not in DTYPES and mode not in REFUSED_MODES:
         raise _malformed(name, "mode", mode, f"one of {', '.join(map(str, DTYPES))}")
     extended = header.integer("nsymbt")
-    if not 0 <= extended <= size_bytes - HEADER_BYTES:
-        raise _malformed(
-            name, "nsymbt", extended, f"bytes of an extended header within the {size_bytes} bytes of the file"
-        )
+    if extended < 0 or (size_bytes is not None and extended > size_bytes - HEADER_BYTES):
+        within = "" if size_bytes is None else f" within the {size_bytes} bytes of the file"
+        raise _malformed(name, "nsymbt", extended, f"bytes of an extended header{within}")
     if header.places is None:
         found = ", ".join(str(header.integer(field)) for field in ("mapc", "mapr", "maps"))
         raise _malformed(name, "mapc, mapr, maps", found, "1, 2, 3 in some order")

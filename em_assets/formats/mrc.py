@@ -1,8 +1,8 @@
 """MRC and CCP4 files (`.mrc`, `.rec`, `.st`, `.map`): one volume, or one of several, as (z, y, x).
 
 The header is checked in `_mrc_header.py` before anything is mapped; what it says beside the voxels is in
-`_mrc_extended.py`. ORIGIN and NSTART are tags only: writers disagree about their sign, unit and frame, so they place
-nothing.
+`_mrc_extended.py`. A packed file (`.mrc.gz`, `.mrc.bz2`) comes here unpacked, by `_packed.py`. ORIGIN and NSTART are
+tags only: writers disagree about their sign, unit and frame, so they place nothing.
 """
 
 from __future__ import annotations
@@ -157,6 +157,8 @@ def _read_as(header: MrcHeader, dtype: str) -> Iterator[tuple[str, Scalar]]:
     yield "/read_as/byte_order", f"{ORDER_NAMES[header.order]}, {header.order_by}"
     if header.integer("mode") == 0:
         yield "/read_as/bytes", f"{dtype}, {_sign_reason(header)}"
+    if dtype == "float16":
+        yield "/read_as/half", "float16 (MODE 12); a dataset stores it as float32, which holds each of them exactly"
     if header.integer("maps") == 0:
         yield "/read_as/axes", "MAPC, MAPR and MAPS are not filled in: columns are x, rows y, sections z"
     angles = [header.values[f"cellb/{angle}"] for angle in ("alpha", "beta", "gamma")]

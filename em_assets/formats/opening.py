@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 from em_assets.errors import Malformed, Unavailable, Unsupported
 from em_assets.formats._bytes import ByteSource, LocalBytes, RemoteBytes
 from em_assets.formats._mrc_header import looks_like_mrc
+from em_assets.formats._packed import packing_of, unpacked_mrc
 
 if TYPE_CHECKING:
     from em_assets.fetch.client import Client
@@ -74,9 +75,12 @@ def open_volume(location: str | Path, dataset: str | None = None, *, settings: S
 
 
 def open_file(source: ByteSource, dataset: str | None, settings: Settings) -> VolumeReader:
-    """The volume in one file, by its first bytes."""
+    """The volume in one file, by its first bytes; of files packed by gzip or bzip2 those that hold an MRC file."""
     head = bytes(source.read(0, min(HEAD_BYTES, source.size_bytes)))
     kind = kind_of(head, source.size_bytes)
+    if packing_of(head) is not None:
+        unpacked = unpacked_mrc(source, settings)
+        source, kind = (source, None) if unpacked is None else (unpacked, kind)
     if kind == "tiff":
         from em_assets.formats.tiff import open_tiff
 
@@ -108,7 +112,10 @@ def _is_known(question: Callable[[], bool]) -> bool:
 
 
 def kind_of(head: bytes, size_bytes: int | None = None) -> str | None:
-    """`tiff`, `dm`, `hdf5`, `mrc` by magic bytes, else None; an old MRC, which has none, by its header and size."""
+    """`tiff`, `dm`, `hdf5`, `mrc` by magic bytes, else None; an old MRC, which has none, by its header and size.
+
+    What gzip or bzip2 packed is taken for MRC, the only format that is read so; opening it tells.
+    """
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "tiff"
     if head[:8] == b"\x89HDF\r\n\x1a\n":
@@ -117,7 +124,7 @@ def kind_of(head: bytes, size_bytes: int | None = None) -> str | None:
         return "mrc"
     if head[:4] in (b"\0\0\0\3", b"\0\0\0\4"):
         return "dm"
-    return "mrc" if looks_like_mrc(head, size_bytes) else None
+    return "mrc" if looks_like_mrc(head, size_bytes) or packing_of(head) is not None else None
 
 
 def looks_like(head: bytes, size_bytes: int) -> str:

@@ -18,6 +18,7 @@ from em_assets.settings import Settings
 from em_assets.sources.claims import claims_of_tags, natural_order
 from em_assets.sources.expected import require_expected
 from em_assets.sources.transposed import as_zyx
+from em_assets.sources.widened import widened
 from em_assets.volume import Claim, RemoteFile
 
 BytesOf = Callable[[str], ByteSource]
@@ -57,7 +58,7 @@ def open_volume_files(spec: DatasetSpec, files: VolumeFiles, bytes_of: BytesOf, 
 def open_main(spec: DatasetSpec, bytes_of: BytesOf, settings: Settings) -> VolumeReader:
     """The spec's volume. Raises Mismatch, Unsupported if it is not what is expected, and what its format raises."""
     files, expected = _files_source(spec).volume, spec.expected
-    reader = open_volume_files(spec, files, bytes_of, settings)
+    reader = widened(open_volume_files(spec, files, bytes_of, settings), expected.dtype)
     require_expected(
         _where(spec, files), reader.info, expected.source_shape, expected.dtype, expected.voxel_size_at_publisher_nm
     )
@@ -68,7 +69,7 @@ def open_further(spec: DatasetSpec, name: str, bytes_of: BytesOf, settings: Sett
     """A further volume of the spec, likewise compared with what is expected of it."""
     volume = spec.volumes[name]
     assert volume.source is not None
-    reader = open_volume_files(spec, volume.source, bytes_of, settings)
+    reader = widened(open_volume_files(spec, volume.source, bytes_of, settings), volume.dtype)
     where = f"{_where(spec, volume.source)} (volume {name})"
     require_expected(where, reader.info, (volume.shape,), volume.dtype, volume.voxel_size_nm)
     return reader
