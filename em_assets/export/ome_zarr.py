@@ -49,7 +49,8 @@ def _write_block(work: Work, part: Part, folder: Path, number: int, block: Box) 
     missing = work.read_into(voxels[Box.from_shape(block.shape).slices], part.level, block.shifted(part.box.start))
     written = []
     for at in Box.from_shape(filled_up).cells(CHUNK):
-        chunk = voxels[Box.from_shape(CHUNK, at=multiply(at, CHUNK)).slices].tobytes()
+        # as an array: of bytes, imagecodecs takes the items for single bytes whatever typesize says, and shuffles nothing
+        chunk = np.ascontiguousarray(voxels[Box.from_shape(CHUNK, at=multiply(at, CHUNK)).slices])
         data = blosc_encode(
             chunk, BLOSC_LEVEL, compressor="zstd", shuffle=BLOSC_SHUFFLE, typesize=dtype.itemsize, numthreads=1
         )
