@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -524,6 +525,114 @@ class TestRedirects:
     def test_public_redirects_are_fine(self):
         """Between public hosts, and up to https."""
         assert http._followed("http://8.8.8.8/a", "http://8.8.8.8/a", "https://1.1.1.1/b") == "https://1.1.1.1/b"
+
+
+class PostServer:
+    """Answers each POST with `script(number from 1, path)`: (status, headers, body); keeps what was posted."""
+
+    def __init__(self, script) -> None:
+        self.posted: list[tuple[str, str, bytes]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                server.posted.append((self.path, self.headers["Content-Type"], body))
+                status, headers, answer = script(len(server.posted), self.path)
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class TestQueries:
+    QUERY = b'{"query": "{ datasets { id } }"}'
+    OK = (200, {}, b'{"data": {}}')
+
+    def test_a_query_is_posted_as_it_is(self):
+        """And its answer comes back."""
+        with PostServer(lambda *_: self.OK) as server:
+            assert client().post_query(f"{server.url}/graphql", self.QUERY, max_bytes=100).body == self.OK[2]
+        assert server.posted == [("/graphql", "application/json", self.QUERY)]
+
+    @pytest.mark.parametrize("first", [(503, {}, b""), (200, {"Content-Length": "999"}, b"cut")], ids=["503", "cut"])
+    def test_a_query_is_tried_again_whole(self, first):
+        """It changes nothing there, so that it is repeated like any GET."""
+        with PostServer(lambda number, _: first if number == 1 else self.OK) as server:
+            assert client().post_query(server.url, self.QUERY, max_bytes=1000).body == self.OK[2]
+        assert [body for _, _, body in server.posted] == [self.QUERY] * 2
+
+    @pytest.mark.parametrize("status", [307, 308])
+    def test_a_redirect_that_keeps_the_query_is_followed(self, status):
+        """On the same host."""
+        moved = (status, {"Location": "/new"}, b"")
+        with PostServer(lambda _, path: moved if path == "/old" else self.OK) as server:
+            assert client().post_query(f"{server.url}/old", self.QUERY, max_bytes=100).body == self.OK[2]
+        assert [(path, body) for path, _, body in server.posted] == [("/old", self.QUERY), ("/new", self.QUERY)]
+
+    @pytest.mark.parametrize("status", [301, 302, 303])
+    def test_a_redirect_that_would_drop_the_query_is_refused(self, status):
+        """Clients turn these into GETs, which ask for something else."""
+        refused = pytest.raises(Mismatch, match=f"redirects a posted query with {status} to .*/new")
+        with PostServer(lambda *_: (status, {"Location": "/new"}, b"")) as server, refused:
+            client().post_query(f"{server.url}/old", self.QUERY, max_bytes=100)
+        assert len(server.posted) == 1
+
+    def test_a_redirect_to_another_host_gets_no_query(self):
+        """What is asked is for the server that was named."""
+        with PostServer(lambda *_: self.OK) as other:
+            target = other.url.replace("127.0.0.1", "localhost")
+            refused = pytest.raises(Mismatch, match="to another server, http://localhost")
+            with PostServer(lambda *_: (308, {"Location": target}, b"")) as server, refused:
+                client().post_query(server.url, self.QUERY, max_bytes=100)
+        assert other.posted == []
+
+    def test_a_refusal_that_explains_itself_is_an_answer(self):
+        """A GraphQL server may say with status 400 what is wrong with a query; one without a document says nothing."""
+        with PostServer(lambda *_: (400, {}, b'{"errors": []}')) as server:
+            assert client().post_query(server.url, self.QUERY, max_bytes=100).body == b'{"errors": []}'
+        refused = pytest.raises(Mismatch, match="answered 400")
+        with PostServer(lambda *_: (400, {"Content-Type": "text/plain"}, b"no")) as server, refused:
+            client().post_query(server.url, self.QUERY, max_bytes=100)
+
+    @pytest.mark.parametrize(
+        ("answer", "error", "said"),
+        [
+            ((200, {}, b"x" * 101), Malformed, "101 bytes, expected at most 100"),
+            ((200, {"Content-Type": "text/html"}, b"<html>log in"), Malformed, "a web page where data was expected"),
+            ((404, {}, b""), NotThere, "does not exist"),
+            ((401, {}, b""), Mismatch, "asks for a login"),
+        ],
+        ids=["too large", "a page", "404", "401"],
+    )
+    def test_what_is_no_answer_is_an_error(self, answer, error, said):
+        """As for a GET."""
+        with PostServer(lambda *_: answer) as server, pytest.raises(error, match=said):
+            client().post_query(server.url, self.QUERY, max_bytes=100)
+
+    def test_a_host_that_is_not_there_is_given_up(self):
+        """With the verdict that holds for every request."""
+        with pytest.raises(HostUnreachable, match="cannot be reached"):
+            client(unreachable_seconds=0.2).post_query(f"http://127.0.0.1:{closed_port()}/", self.QUERY, max_bytes=100)
 
 
 class TestSecrets:

@@ -1,4 +1,4 @@
-"""HTTP(S): whole small objects, verified byte ranges and streams of large ones, from many threads at once.
+"""HTTP(S): whole small objects, verified byte ranges, streams of large ones, answers to queries; from many threads.
 
 A reply counts only if it is what was asked for (`replies.py`): servers and caches get each part of it wrong. What may
 pass is tried again, the rest of a broken range only (`attempts.py`), in turns that are gated per host (`hosts.py`).
@@ -46,7 +46,10 @@ __all__ = [
 
 REFUSALS = frozenset({429, 503})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+KEEPING_REDIRECTS = frozenset({307, 308})
+"""After which a POST is sent again as it was (RFC 9110, 15.4.8 and 15.4.9)."""
 MAX_REDIRECTS = 5
+JSON = "application/json"
 KEPT_CONNECTIONS = 128
 """Idle ones per host; how many are used at once is the host's gate to say."""
 
@@ -80,6 +83,32 @@ class HttpClient:
             safe_url(url), max_bytes, accept_gzip=accept_gzip, accept_page=accept_page, headers=headers or {}
         )
         self._persist(url, whole, on_bytes, interrupt or Interrupt())
+        return whole.reply()
+
+    def post_query(
+        self,
+        url: str,
+        query: bytes,
+        *,
+        max_bytes: int,
+        on_bytes: OnBytes | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> Reply:
+        """What a POST of the JSON document `query` brings. Like a GET it is repeated: it must change nothing there.
+
+        Only redirects that keep the document (307, 308) and the host are followed. A document of status 400 is an
+        answer, too: a GraphQL server may say so what is wrong with a query.
+
+        Raises NotThere, Malformed if the answer is larger than `max_bytes` or a web page, Mismatch, Unavailable.
+        """
+        whole = WholeReceiver(
+            safe_url(url),
+            max_bytes,
+            accept_gzip=True,
+            accept_page=False,
+            headers={"Content-Type": JSON, "Accept": JSON},
+        )
+        self._persist(url, whole, on_bytes, interrupt or Interrupt(), query)
         return whole.reply()
 
     def get_range(
@@ -135,11 +164,18 @@ class HttpClient:
         """So many requests at once to this address' host, in place of `Settings.connections_per_host`."""
         self._host(url).limit(connections)
 
-    def _persist(self, url: str, receiver: Receiver, on_bytes: OnBytes | None, interrupt: Interrupt) -> None:
+    def _persist(
+        self,
+        url: str,
+        receiver: Receiver,
+        on_bytes: OnBytes | None,
+        interrupt: Interrupt,
+        query: bytes | None = None,
+    ) -> None:
         """Attempts until `receiver` has its body, or there is no hope."""
         host = self._host(url)
         persist(
-            lambda: self._attempt(host, url, receiver, on_bytes, interrupt),
+            lambda: self._attempt(host, url, receiver, on_bytes, interrupt, query=query),
             host=host,
             shown=safe_url(url),
             settings=self._settings,
@@ -148,15 +184,25 @@ class HttpClient:
         )
 
     def _attempt(
-        self, host: Host, url: str, receiver: Receiver, on_bytes: OnBytes | None, interrupt: Interrupt
+        self,
+        host: Host,
+        url: str,
+        receiver: Receiver,
+        on_bytes: OnBytes | None,
+        interrupt: Interrupt,
+        *,
+        query: bytes | None,
     ) -> None:
         interrupt.check()
-        response = self._send(host, url, receiver.headers())
+        headers = receiver.headers()
+        response = self._send(host, url, headers) if query is None else self._exchange(host, url, headers, query)
         try:
             with interrupt.cutting(response.shutdown):
                 incoming = Incoming(response, safe_url(url), self._settings, on_bytes, interrupt)
                 if incoming.status in REFUSALS:
                     host.refused()
+                if query is not None and _explains_itself(incoming):
+                    incoming.status = 200
                 require_success(incoming)
                 with host.serving():
                     receiver.take(incoming)
@@ -164,14 +210,19 @@ class HttpClient:
             response.close()
 
     def _send(self, host: Host, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
-        """The reply's beginning, after redirects."""
+        """The beginning of the reply to a GET, after redirects."""
+        return self._exchange(host, url, headers, None)
+
+    def _exchange(self, host: Host, url: str, headers: dict[str, str], query: bytes | None) -> BaseHTTPResponse:
+        """The reply's beginning, after redirects. `query` is what is posted; None: it is a GET."""
         target = url
         for _ in range(MAX_REDIRECTS + 1):
             connect, read = host.timeouts()
             try:
                 response = self._manager(target).urlopen(
-                    "GET",
+                    "GET" if query is None else "POST",
                     target,
+                    body=query,
                     headers={"User-Agent": "em_assets", **headers},
                     timeout=urllib3.Timeout(connect=connect, read=read),
                     redirect=False,
@@ -188,6 +239,8 @@ class HttpClient:
                 return response
             drain(response)
             before, target = target, _followed(url, target, response.headers.get("Location", ""))
+            if query is not None:
+                _require_same_question(url, before, target, response.status)
             if urlsplit(before).hostname != urlsplit(target).hostname:
                 headers = {name: value for name, value in headers.items() if name != "Cookie"}
         raise Mismatch(f"{safe_url(url)} redirects more than {MAX_REDIRECTS} times; correct the address.")
@@ -237,6 +290,25 @@ def _followed(url: str, target: str, location: str) -> str:
     if name != old.hostname and is_private(name) and not is_private(old.hostname or ""):
         raise Mismatch(f"{refused}, which lies in a private network; correct the address.")
     return new
+
+
+def _require_same_question(url: str, before: str, target: str, status: int) -> None:
+    """Raises Mismatch for redirects that would turn a posted document into a GET or give it to another server."""
+    if status not in KEEPING_REDIRECTS:
+        raise Mismatch(
+            f"{safe_url(url)} redirects a posted query with {status} to {safe_url(target)}, which would drop the query "
+            "(only 307 and 308 keep it); correct the address."
+        )
+    if urlsplit(before).hostname != urlsplit(target).hostname:
+        raise Mismatch(
+            f"{safe_url(url)} redirects a posted query to another server, {safe_url(target)}; correct the address if "
+            "that is the right one."
+        )
+
+
+def _explains_itself(incoming: Incoming) -> bool:
+    """Whether a refused query came back with a document that says why."""
+    return incoming.status == 400 and "json" in (incoming.header("Content-Type") or "").lower()
 
 
 @functools.lru_cache(maxsize=64)
