@@ -107,6 +107,8 @@ class PartitionRecord(_Record):
     filled_source_chunks: int = 0
     """Level 0, where the spec says `fill`: how many chunks the publisher does not have, which count as its fill value.
     Of one that reaches into several shards, each counts its part."""
+    filled: tuple[BoxField, ...] = ()
+    """Where these are, in voxels of the stored volume; empty in records of before that was kept."""
     inputs: tuple[str, ...] = ()
     """What it was made from. Level 0: the sha256 of the received files, where files were received. Level 1 and up: that
     of the shards below, in order; `-` for an absent one. Where voxels below are missing, one more: `missing:` and a

@@ -252,7 +252,8 @@ def test_documents_are_in_the_order_that_people_count_in(unsorted, in_order):
 def test_every_kind_of_document_is_a_known_extractor():
     """What a spec can name, containers' documents and the formats of files: each has a version."""
     kinds = set(Document.model_fields["kind"].annotation.__args__)
-    assert {*kinds, *CONTAINER_EXTRACTORS.values(), "spec", "dm", "tiff", "hdf5", "mrc"} == set(EXTRACTORS)
+    others = {"spec", "dm", "tiff", "hdf5", "mrc", "cryoet_api"}
+    assert {*kinds, *CONTAINER_EXTRACTORS.values(), *others} == set(EXTRACTORS)
     assert all(extractor_version(name).endswith("+1") for name in EXTRACTORS)
 
 

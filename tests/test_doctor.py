@@ -409,7 +409,7 @@ def test_without_live_nobody_is_asked(run, sample):
     before = sample.http.requests
     code, out, _ = run("doctor")
     assert code == 0
-    assert re.search(r"^  ok +specs +5 load", out, re.MULTILINE)
+    assert re.search(r"^  ok +specs +6 load", out, re.MULTILINE)
     assert sample.http.requests == before
 
 

@@ -359,7 +359,7 @@ def test_a_name_is_a_plain_word(tmp_path, name):
     assert "use lower-case letters, digits and _" in message
 
 
-@pytest.mark.parametrize("name", ["class", "type", "config", "metadata_catalog", "ro_crates", "croissants"])
+@pytest.mark.parametrize("name", ["class", "type", "config", "metadata_catalog", "ro_crates", "croissants", "portal"])
 def test_a_reserved_name_is_refused(tmp_path, name):
     """Names that the platform or Dagster needs for itself are refused here, with the line."""
     with pytest.raises(Malformed, match=f"line 1: name is '{name}': this word is reserved"):
@@ -369,7 +369,7 @@ def test_a_reserved_name_is_refused(tmp_path, name):
 def test_dagster_takes_every_name_that_a_spec_may_have():
     """What Dagster refuses as the name of an asset is on the list of reserved names."""
     dagster = pytest.importorskip("dagster")
-    ours = {"metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates", "croissants"}
+    ours = {"metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates", "croissants", "portal"}
     for name in spec_module.RESERVED_NAMES - ours:
         if re.match(NAME_PATTERN, name):
             with pytest.raises(dagster.DagsterError):
@@ -529,7 +529,7 @@ def test_hidden_files_are_not_specs(tmp_path):
     assert list(load_specs([tmp_path])) == ["small"]
 
 
-@pytest.mark.parametrize("suffix", ["_chunks", "_files", "_metadata", "_blocks"])
+@pytest.mark.parametrize("suffix", ["_chunks", "_files", "_metadata", "_blocks", "_portal"])
 def test_no_dataset_is_named_like_anothers_asset(tmp_path, suffix):
     """`small_chunks` would be two assets at once where `small` is there."""
     write(tmp_path)
@@ -627,7 +627,7 @@ def test_definitions_and_catalogue_hold_the_good_ones(one_is_bad, monkeypatch, c
         loaded = definitions._load()
     assets = {key.to_user_string() for key in loaded.resolve_all_asset_keys()}
     exports = {"metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates", "croissants"}
-    assert assets == {"small", "small_chunks", "small_metadata", "small_blocks", *exports}
+    assert assets == {"small", "small_chunks", "small_metadata", "small_blocks", "small_portal", *exports}
     assert f"dataset broken is left out: {one_is_bad}" in caplog.text
     assert note.read_text() == f"{one_is_bad}\n"
     specs, _ = load_sound_specs([tmp_path / "specs"])
@@ -773,6 +773,10 @@ FILES_DESCRIBE = {
     "volumes": ("volumes", {}),
     "documents": ("documents", []),
     "claims": ("claims", [{"key": "organism", "value": "mouse"}]),
+    "points": (
+        "points",
+        {"spots": {"url": "https://example.org/spots.csv", "format": "csv", "voxel_size_nm": [1, 1, 1]}},
+    ),
     "keep": ("keep", "both"),
     "source chunk": ("expected.chunk", [1, 2, 3]),
     "a wrong published voxel size": ("expected.published_voxel_size_nm", [1.0, 1.0, 1.0]),
@@ -782,6 +786,7 @@ CHUNKED_DECIDE = {
     "level": ("source.level", "s1"),
     "channel": ("source.channel", 0),
     "path": ("source.url", "s3://bucket/other.zarr"),
+    "portal": ("source.portal", {"api": "https://example.org/graphql", "dataset": 1, "run": "TS_1"}),
 }
 CHUNKED_DESCRIBE = {
     "endpoint": ("source.endpoint", "http://127.0.0.1:1"),

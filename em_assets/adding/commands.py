@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from em_assets.errors import EmAssetsError, Mismatch
 from em_assets.settings import read_settings
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from em_assets.volume import VoxelSize
 
 T = TypeVar("T")
+PROCESSINGS = ("raw", "denoised", "filtered")
+PORTAL_LEVELS = (("100%", "100", "0"), ("50%", "50", "1"), ("25%", "25", "2"))
+"""Of the CryoET Data Portal's OME-Zarr: how a person may call each."""
 NUMBER = r"-?\d+(?:\.\d+)?"
 
 NameOption = Annotated[str | None, typer.Option("--name", help="of the dataset; default: made from what it is")]
@@ -191,6 +196,100 @@ def add_n5(
     place = _server(server)
     draft = draft_chunked("n5", url, wishes, read_settings(), group=group, level=_level(level), endpoint=place)
     _write(draft, name, output, force=force)
+
+
+@add_app.command("cryoet", epilog="Example: em-assets add cryoet 10000/TS_026 --level 50% --annotations 'ribosome*'")
+def add_cryoet(
+    target: Annotated[
+        str | None, typer.Argument(metavar="DATASET/RUN", help="10000/TS_026; or 10000, with --runs")
+    ] = None,
+    *,
+    runs: Annotated[str | None, typer.Option("--runs", metavar="PATTERN", help="a spec for each: 'TS_*'")] = None,
+    tomogram: Annotated[
+        int | None, typer.Option("--tomogram", metavar="ID", min=1, help="the portal's id, in place of DATASET/RUN")
+    ] = None,
+    form: Annotated[str, typer.Option("--form", metavar="zarr|mrc", help="which of the published forms")] = "zarr",
+    level: Annotated[
+        str | None, typer.Option("--level", help="of the zarr: 100%, 50% or 25%, or 0, 1, 2  [25%]")
+    ] = None,
+    voxel_spacing: Annotated[
+        float | None, typer.Option("--voxel-spacing", metavar="ANGSTROM", help="where there are several")
+    ] = None,
+    processing: Annotated[
+        str | None, typer.Option("--processing", help="raw, denoised or filtered, where there are several")
+    ] = None,
+    annotations: Annotated[
+        str | None, typer.Option("--annotations", metavar="PATTERN", help="masks and points of such objects, too: '*'")
+    ] = None,
+    api: Annotated[str | None, typer.Option("--api", metavar="URL", help="the portal's GraphQL")] = None,
+    name: NameOption = None,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    server: ServerOption = None,
+) -> None:
+    """A tomogram of the CryoET Data Portal.
+
+    From its API, and the header of the form that is asked for; the other form may differ.
+    """
+    from em_assets.adding.cryoet import Choice, draft_cryoet, portal_client, run_of_tomogram, wanted_runs
+
+    if (target is None) == (tomogram is None):
+        raise typer.BadParameter("give either DATASET/RUN, as in 10000/TS_026, or --tomogram ID.")
+    choice = Choice(
+        form="mrc" if _one_of("--form", form, ("zarr", "mrc")) == "mrc" else "zarr",
+        level=_portal_level(level, form),
+        annotations=annotations,
+        tomogram=tomogram,
+        voxel_spacing_angstrom=voxel_spacing,
+        processing=None if processing is None else _one_of("--processing", processing, PROCESSINGS),
+        endpoint=_server(server),
+    )
+    settings = read_settings()
+    portal = portal_client(_server(api), settings)
+    wanted = [run_of_tomogram(portal, tomogram)] if tomogram is not None else wanted_runs(portal, target or "", runs)
+    if name is not None and len(wanted) > 1:
+        raise typer.BadParameter(f"--name {name} is for one run, but {len(wanted)} fit; leave it out.")
+    _write_each(
+        {f"{dataset}/{run}": partial(draft_cryoet, dataset, run, choice, portal, settings) for dataset, run in wanted},
+        lambda draft: _write(draft, name, output, force=force),
+    )
+
+
+def _write_each(drafts: Mapping[str, Callable[[], Draft]], write: Callable[[Draft], None]) -> None:
+    """One that fails does not keep the others from being written; then Mismatch names every one that did."""
+    failed: dict[str, EmAssetsError] = {}
+    for what, draft in drafts.items():
+        try:
+            write(draft())
+        except EmAssetsError as error:
+            if len(drafts) == 1:
+                raise
+            failed[what] = error
+            typer.echo(f"failed {what}: {error}")
+    if failed:
+        raise Mismatch(
+            f"{len(failed)} of {len(drafts)} specs were not written ({', '.join(failed)}), the others were; first: "
+            f"{next(iter(failed.values()))}"
+        )
+
+
+def _portal_level(text: str | None, form: str) -> int:
+    if form == "mrc":
+        if text not in (None, *PORTAL_LEVELS[0]):
+            raise typer.BadParameter(f"--level is {text!r}, but MRC files are of full size only; leave it out.")
+        return 0
+    found = next((number for number, names in enumerate(PORTAL_LEVELS) if text in names), None)
+    if text is None:
+        return len(PORTAL_LEVELS) - 1
+    if found is None:
+        raise typer.BadParameter(f"--level is {text!r}: expected 100%, 50% or 25%.")
+    return found
+
+
+def _one_of(option: str, text: str, known: tuple[str, ...]) -> str:
+    if text not in known:
+        raise typer.BadParameter(f"{option} is {text!r}: expected {', '.join(known)}.")
+    return text
 
 
 def _write(draft: Draft, name: str | None, output: Path | None, *, force: bool) -> None:

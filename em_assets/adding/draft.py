@@ -29,7 +29,7 @@ NAME_CHARACTERS = 50
 KEYS = (
     *("name", "title", "description", "publisher", "source_id", "page_url", "license", "citation", "doi"),
     *("modality", "organism", "sample", "instrument", "notes", "claims", "source", "documents"),
-    *("crop", "expected", "content", "output"),
+    *("crop", "expected", "content", "volumes", "points", "output"),
 )
 """The order in the file."""
 

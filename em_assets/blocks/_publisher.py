@@ -24,10 +24,12 @@ from em_assets.fetch.cached import CachedClient, cached_client
 from em_assets.fetch.http import HttpClient
 from em_assets.records import DatasetFolder
 from em_assets.sources.crop import Coarser, find_crop
+from em_assets.sources.cryoet import current_spec
 from em_assets.store import open_store
 from em_assets.volume import Box, VolumeInfo, subtract
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from em_assets.fetch.client import Client
@@ -48,6 +50,7 @@ def published_volume(spec: DatasetSpec, sub: str | None, settings: Settings) -> 
     publisher cannot be reached or its files have to be downloaded as a whole, Unsupported, Malformed.
     """
     layout = _layout(spec, sub)
+    spec = current_spec(spec, settings).spec  # also for processes that open it again
     source = _open(spec, sub, settings)
     place = _place(spec, sub, settings, source)
     info = source.reader.info
@@ -73,6 +76,11 @@ class PublishedVolume:
     def intensity(self) -> Intensity | None:
         """Nobody has counted them."""
         return None
+
+    def points(self, name: str) -> pa.Table:
+        from em_assets.sources.points import fetch_points
+
+        return fetch_points(self.spec, name, self.settings)
 
     def neuroglancer_url(self, box_nm: BoxNm, client_url: str | None) -> str:
         from em_assets.neuroglancer import hosted_url

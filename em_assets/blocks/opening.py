@@ -30,6 +30,8 @@ from em_assets.store import LocalStore, open_store
 from em_assets.volume import Box
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from em_assets.formats._chunked import ChunkedReader
     from em_assets.standardize.intensity import Intensity
     from em_assets.standardize.presence import Presence
@@ -135,6 +137,11 @@ class StoredVolume:
         from em_assets.standardize.intensity import read_intensities
 
         return read_intensities(self.folder).get(self.sub or "")
+
+    def points(self, name: str) -> pa.Table:
+        from em_assets.sources.points import read_stored_points
+
+        return read_stored_points(self.folder, name)
 
     def neuroglancer_url(self, box_nm: BoxNm, client_url: str | None) -> str:
         from em_assets.neuroglancer import block_state, hosted_url, neuroglancer_url, read_picture

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,8 @@ from em_assets.errors import Malformed, Mismatch, Unsupported
 from em_assets.volume import Box, VoxelSize, Zyx, add, subtract, zyx
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from em_assets.standardize.intensity import Intensity
@@ -81,6 +83,13 @@ class Backing(Protocol):
 
     def neuroglancer_url(self, box_nm: BoxNm, client_url: str | None) -> str:
         """As `Block.neuroglancer_url`."""
+
+
+@runtime_checkable
+class WithPoints(Protocol):
+    """A backing of a dataset, which may have points beside its volumes."""
+
+    def points(self, name: str) -> pa.Table: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,19 @@ class Volume:
                 f"{self.name} has no recorded grey values; name the two that become 0 and 1: normalize=(low, high)."
             )
         return found
+
+    def points(self, name: str) -> pd.DataFrame:
+        """Points of an annotation of the dataset, one a row: `em.open("cryoet_10000_ts_026").points("ribosome")`.
+
+        `z_nm`, `y_nm`, `x_nm` are places in the volume's frame, as `box_nm`; `z`, `y`, `x` voxels as published; beside
+        them `kind`, `instance_id`, `rotation` (9 numbers, row by row, that turn x, y, z), `line` and `annotation`. Of a
+        crop, too, all are there: those outside lie outside `box_nm`. Raises Mismatch if there are none of this name,
+        Unsupported if the volume is no dataset's, Malformed, Unavailable.
+        """
+        if not isinstance(self._backing, WithPoints):
+            raise Unsupported(f"{self.name} is no volume of a dataset, so no points belong to it; open the dataset.")
+        frame: pd.DataFrame = self._backing.points(name).to_pandas()
+        return frame
 
     def neuroglancer_url(self, box_nm: BoxNm, client_url: str | None = None) -> str:
         """A link that draws a box in the volume; as `Block.neuroglancer_url`."""

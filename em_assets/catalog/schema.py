@@ -562,7 +562,36 @@ order by s.extractor, s.key, s.source
 """
 """Fills the table from those of datasets and claims."""
 
-DERIVED = ((OVERVIEW, OVERVIEW_SQL), (CONFLICTS, CONFLICTS_SQL), (FIELD_PRESENCE, FIELD_PRESENCE_SQL))
+POINTS = Relation(
+    "points",
+    "Points of annotations that are kept beside the datasets' volumes, in `points/<points>.parquet` of each.",
+    (
+        Column("name", "VARCHAR", "The dataset's name."),
+        Column("points", "VARCHAR", "What the spec calls them."),
+        Column("count", "BIGINT", "How many the kept file lists; of instances, how many different ones."),
+        Column("stated_count", "BIGINT", "How many the publisher says that there are; empty where it does not say."),
+        Column("document", "VARCHAR", "The file that lists them, below the dataset's folder."),
+    ),
+)
+
+POINTS_SQL = """
+create view points as
+select name, substr(volume, 8) as points,
+    max(case when authority = 'file header' then cast(number as bigint) end) as "count",
+    max(case when authority <> 'file header' then cast(number as bigint) end) as stated_count,
+    max(case when authority = 'file header' then document end) as document
+from statements
+where field = 'object_count' and volume like 'points/%'
+group by name, volume
+order by name, volume
+"""
+
+DERIVED = (
+    (OVERVIEW, OVERVIEW_SQL),
+    (CONFLICTS, CONFLICTS_SQL),
+    (FIELD_PRESENCE, FIELD_PRESENCE_SQL),
+    (POINTS, POINTS_SQL),
+)
 """What SQL makes of the tables when all are filled."""
 
 

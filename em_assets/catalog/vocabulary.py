@@ -186,6 +186,7 @@ _ALL = (
         "Images of the publisher's series.",
         empiar="num_images_or_tilt_series",
     ),
+    Field("object_count", "Image data", "number", "Objects of an annotation: points, or instances."),
     Field(
         "dataset_size_bytes",
         "Image data",

@@ -86,8 +86,9 @@ def json_schema() -> str:
 
 def _spec_files(folders: Iterable[Path]) -> Iterator[Path]:
     for folder in {folder.resolve(): folder for folder in folders}.values():
-        # what begins with a dot is an editor's lock or a shadow file of macOS
-        yield from (file for file in sorted(folder.glob("*.yaml")) if not file.name.startswith("."))
+        # what begins with a dot is an editor's lock or a shadow file of macOS; `ingest/registered.py` reads the others
+        files = (file for file in sorted(folder.glob("*.yaml")) if not file.name.startswith("."))
+        yield from (file for file in files if not file.name.endswith(".ingest.yaml"))
 
 
 def _read_text(file: Path) -> str:

@@ -28,6 +28,7 @@ from em_assets.datasets.fields import (
     WebAddress,
     web_address,
 )
+from em_assets.datasets.portal import PortalId, PortalTomogram
 from em_assets.fetch.receipts import RECEIPT_SUFFIX
 from em_assets.store import DOWNLOAD_SUFFIX, PARTIAL_SUFFIX
 
@@ -131,6 +132,14 @@ class ChunkedSource(SpecModel):
     """Which of the published levels is level 0 of the stored volume: its place in the list, or its path."""
     channel: Level | None = None
     """Which of several channels is the volume; needed where there are several."""
+    portal: PortalTomogram | None = None
+    """Of the CryoET Data Portal: which tomogram it is. url and group are where it lay when the spec was written."""
+
+    @model_validator(mode="after")
+    def _portals_serve_zarr(self) -> ChunkedSource:
+        if self.portal is not None and self.kind != "zarr":
+            raise AtKey("portal", "the portal serves no N5; give kind: zarr, or kind: files for MRC")
+        return self
 
     @model_validator(mode="after")
     def _endpoint_is_of_a_bucket(self) -> ChunkedSource:
@@ -159,11 +168,15 @@ class PublishedFile(SpecModel):
     """The publisher's or an independent downloader's: `md5:...`, `sha256:...`, `crc32c:...`."""
     pixels_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """sha256 of the decoded voxels (C order), where somebody published that."""
+    url: FileAddress | None = None
+    """Its own address, where it does not lie at its path below the source's url."""
 
     @model_validator(mode="after")
     def _several_files_have_no_one_checksum(self) -> PublishedFile:
         if len(self.paths()) > 1 and (self.checksum or self.pixels_sha256):
             raise AtKey("path", "a range of files cannot have one checksum; list that file by itself")
+        if len(self.paths()) > 1 and self.url is not None:
+            raise AtKey("url", "a range of files cannot have one address; list that file by itself")
         return self
 
     def paths(self) -> list[str]:
@@ -213,6 +226,14 @@ class FilesSource(SpecModel):
     """The files of the volume itself."""
     same_volume: tuple[VolumeFiles, ...] = ()
     """Other files that hold the same voxels (cut another way); compared voxel by voxel, not stored a second time."""
+    portal: PortalTomogram | None = None
+    """Of the CryoET Data Portal: which tomogram it is. The addresses are those of when the spec was written."""
+
+    @model_validator(mode="after")
+    def _portals_serve_single_files(self) -> FilesSource:
+        if self.portal is not None and len(self.volume.paths()) > 1:
+            raise AtKey("volume.files", "a tomogram of the portal is one MRC file; name that one")
+        return self
 
     @model_validator(mode="after")
     def _files_are_listed_once(self) -> FilesSource:
@@ -255,6 +276,10 @@ class FilesSource(SpecModel):
         """Every single file, ranges expanded."""
         return {path: file for file in self.files for path in file.paths()}
 
+    def main_paths(self) -> list[str]:
+        """The files that hold the main volume, or the same voxels."""
+        return [path for part in (self.volume, *self.same_volume) for path in part.paths()]
+
     @property
     def volume_url(self) -> str:
         """Where the volume (or its first file) lies."""
@@ -262,6 +287,10 @@ class FilesSource(SpecModel):
 
     def file_url(self, path: str, base: str | None = None) -> str:
         """The address of a file, on a mirror if `base` is one."""
+        own = (file.url for file in self.files if file.url is not None and file.path == path)
+        found = next(own, None) if base is None else None
+        if found is not None:
+            return found
         return f"{(base or self.url).rstrip('/')}/{quote(path, safe='/')}"
 
 
@@ -297,6 +326,8 @@ class SubVolume(SpecModel):
     """Of one voxel; it is kept as it is."""
     voxel_size_nm: VoxelSizeNm
     """(z, y, x) of one voxel, in nanometres."""
+    annotation: PortalId | None = None
+    """Of a portal's run: the number of the annotation's folder, as in Annotations/117/. Its address is asked for."""
     doi: Doi | None = None
     """Its own, where it has one."""
     shard: Shape | None = None
@@ -330,6 +361,15 @@ class Document(SpecModel):
         "xml",
         "text",
         "html",
+        "cryoet_metadata",
+        "mrc_header",
+        "ome_zarr_attributes",
+        "zarr_array",
+        "points",
+        "mdoc",
+        "tilt_angles",
+        "xf",
+        "aln",
     ]
     """How it is read, and what is checked before it is believed."""
     first: tuple[DocumentAddress, ...] = ()
@@ -338,11 +378,32 @@ class Document(SpecModel):
 
 def decides_bytes(source: PrecomputedSource | ChunkedSource | FilesSource) -> dict[str, Any]:
     """The part of a source that decides the voxels of the volume: where it lies, whoever serves it, and nothing that
-    is only expected of it.
+    is only expected of it. Of a portal's tomogram that is which one it is, and in which form: its address may change.
     """
+    if not isinstance(source, PrecomputedSource) and source.portal is not None:
+        return {"portal": source.portal.choice(), **_form(source)}
     document = {"kind": source.kind, "url": urlsplit(source.url).path.rstrip("/")}
     if isinstance(source, FilesSource):
         return document | {"volume": source.volume.model_dump()}
     if isinstance(source, ChunkedSource):
         return document | source.model_dump(include={"group", "level", "channel"})
     return document | {"level": source.level}
+
+
+def further_decides_bytes(source: PrecomputedSource | ChunkedSource | FilesSource, volume: SubVolume) -> dict[str, Any]:
+    """The same of a further volume of the source."""
+    said = volume.model_dump(exclude={"title", "doi", "labels_of"})
+    if volume.annotation is None:
+        del said["annotation"]
+    if isinstance(source, PrecomputedSource) or source.portal is None:
+        return {"url": urlsplit(source.url).path.rstrip("/"), "volume": said}
+    if volume.annotation is not None:  # else it is known by its address alone
+        said["group"] = None
+        said["source"] = None if volume.source is None else volume.source.model_dump(exclude={"files"})
+    return {"portal": source.portal.choice(), "volume": said}
+
+
+def _form(source: ChunkedSource | FilesSource) -> dict[str, Any]:
+    if isinstance(source, FilesSource):
+        return {"form": "files", "volume": source.volume.model_dump(exclude={"files"})}
+    return {"form": source.kind, **source.model_dump(include={"level", "channel"})}

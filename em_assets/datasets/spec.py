@@ -10,9 +10,11 @@ import hashlib
 import json
 import keyword
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -32,6 +34,7 @@ from em_assets.datasets.fields import (
     VoxelSizeNm,
     web_address,
 )
+from em_assets.datasets.portal import PointSet, PortalTomogram
 from em_assets.datasets.source import (
     FLOAT_LABELS,
     ChunkedSource,
@@ -41,6 +44,7 @@ from em_assets.datasets.source import (
     Source,
     SubVolume,
     decides_bytes,
+    further_decides_bytes,
 )
 from em_assets.volume import Box, VoxelSize, Zyx, ceil_divide, multiply, zyx
 
@@ -58,11 +62,14 @@ MAX_SHARD_CHUNKS = 2**18
 """A shard ends with 16 bytes for each of its chunks, which every reader of one voxel reads."""
 RESERVED_NAMES = frozenset(keyword.kwlist) | {
     *("metadata_catalog", "metadata_exports", "metadata_summary", "ro_crates", "croissants"),  # our own assets
+    "portal",  # the folder beside the datasets' that the assets `<name>_portal` write
     # Dagster refuses these (and Python's keywords) as the name of an asset.
     *("arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict"),
     *("int", "meta", "output", "output_arg_dict", "str", "type"),
 }
-ASSET_SUFFIXES = ("_chunks", "_files", "_metadata", "_blocks")
+PORTAL_DOCUMENTS = ("portal_replies.json",)
+"""Names below `documents/` of what is kept of a portal's answers."""
+ASSET_SUFFIXES = ("_chunks", "_files", "_metadata", "_blocks", "_portal")
 """Assets that a dataset has beside the one of its own name."""
 
 
@@ -348,6 +355,8 @@ class DatasetSpec(SpecModel):
     """Labels are never averaged: a coarser level takes voxel 2i."""
     volumes: dict[Name, SubVolume] = Field(default_factory=dict)
     """Further volumes of the dataset, by name."""
+    points: dict[Name, PointSet] = Field(default_factory=dict)
+    """Points in the volume, by name: particles, say. They are kept beside it."""
     output: Output = Output()
     """How the stored volume is cut into objects."""
     keep: Literal["standard", "original", "both"] | None = None
@@ -358,7 +367,8 @@ class DatasetSpec(SpecModel):
     missing: MissingPolicy | None = None
     """What to do where the publisher has no chunk: keep a record of it, `error`: fail the partition, or `fill`: take
     what its format says of such voxels (a fill value) for what they are. Absent: `record` for images; `fill` for
-    labels, whose background is often not written."""
+    labels, whose background is often not written, and for the CryoET Data Portal, whose writer leaves out such chunks.
+    What was filled is recorded as coverage, too."""
 
     @field_validator("name")
     @classmethod
@@ -375,10 +385,14 @@ class DatasetSpec(SpecModel):
 
     @model_validator(mode="after")
     def _documents_have_names_of_their_own(self) -> DatasetSpec:
-        seen: dict[str, int] = {}
+        others = [*PORTAL_DOCUMENTS, *(document.path for document in self._point_documents())]
+        taken = {name.casefold() for name in others}
         for number, document in enumerate(self.documents):
-            if seen.setdefault(document.path.casefold(), number) != number:
+            if document.path.casefold() in taken:
                 raise AtKey(f"documents.{number}.path", f"another document is kept as {document.path}; rename one")
+            if document.kind == "points":
+                raise AtKey(f"documents.{number}.kind", "points are listed under points, not among the documents")
+            taken.add(document.path.casefold())
         return self
 
     @model_validator(mode="after")
@@ -450,6 +464,7 @@ class DatasetSpec(SpecModel):
         if is_given_by != {"source": self.is_by_file, "group": not self.is_by_file}:
             wanted = "source" if self.is_by_file else "group"
             raise AtKey(key, f"a volume of a {self.source.kind} source is given by its {wanted}")
+        self._check_annotation(key, volume)
         if isinstance(self.source, FilesSource) and volume.source is not None:
             self.source.require_listed(f"{key}.source.files", volume.source)
             for name, is_given in (("level", volume.level != 0), ("channel", volume.channel is not None)):
@@ -462,6 +477,23 @@ class DatasetSpec(SpecModel):
             if of.content == "labels":
                 raise AtKey(f"{key}.labels_of", f"{volume.labels_of} is labels itself; name the image, or leave it out")
 
+    def _check_annotation(self, key: str, volume: SubVolume) -> None:
+        if volume.annotation is None:
+            return
+        if self.portal is None:
+            raise AtKey(f"{key}.annotation", "only the CryoET Data Portal numbers annotations so; leave it out")
+        if volume.source is not None and len(volume.source.paths()) > 1:
+            raise AtKey(f"{key}.source.files", "an annotation of the portal is one MRC file; name that one")
+
+    @model_validator(mode="after")
+    def _points_suit_the_source(self) -> DatasetSpec:
+        for name, points in self.points.items():
+            if points.annotation is not None and self.portal is None:
+                raise AtKey(
+                    f"points.{name}.annotation", "only the CryoET Data Portal numbers annotations so; leave it out"
+                )
+        return self
+
     @model_validator(mode="after")
     def _output_is_of_a_sensible_size(self) -> DatasetSpec:
         _require_sensible_cut(self, "output.shard", "shards" if self.is_by_file else "partitions")
@@ -471,6 +503,39 @@ class DatasetSpec(SpecModel):
                 _require_whole_chunks(key, volume.shard, self.output.chunk)
             _require_sensible_cut(self._sub_layout(name), key, "shards")
         return self
+
+    @property
+    def portal(self) -> PortalTomogram | None:
+        """Which tomogram of the CryoET Data Portal it is; None for all others."""
+        return None if isinstance(self.source, PrecomputedSource) else self.source.portal
+
+    @property
+    def all_documents(self) -> tuple[Document, ...]:
+        """What is fetched and kept below `documents/`: the documents, and the files that list points."""
+        return (*self.documents, *self._point_documents())
+
+    def _point_documents(self) -> tuple[Document, ...]:
+        return tuple(
+            Document(path=points_document(name, points), url=points.url, kind="points")
+            for name, points in self.points.items()
+        )
+
+    def without(self, volumes: Collection[str]) -> DatasetSpec:
+        """The same dataset without some of its further volumes, and without the files that only they are made of."""
+        if not volumes:
+            return self
+        kept = {name: volume for name, volume in self.volumes.items() if name not in volumes}
+        changes: dict[str, Any] = {"volumes": kept}
+        if isinstance(self.source, FilesSource):
+            dropped = self._files_of(volumes) - self._files_of(kept) - set(self.source.main_paths())
+            files = tuple(file for file in self.source.files if file.path not in dropped)
+            changes["source"] = self.source.model_copy(update={"files": files})
+        return self.model_copy(update=changes)
+
+    def _files_of(self, volumes: Collection[str]) -> set[str]:
+        """The single files that further volumes are made of."""
+        sources = (self.volumes[name].source for name in volumes if name in self.volumes)
+        return {path for source in sources if source is not None for path in source.paths()}
 
     @property
     def is_by_file(self) -> bool:
@@ -503,7 +568,8 @@ class DatasetSpec(SpecModel):
         return self._missing_policy(self.content)
 
     def _missing_policy(self, content: Content) -> MissingPolicy:
-        return self.missing or ("fill" if content == "labels" else "record")
+        leaves_out = self.portal is not None and isinstance(self.source, ChunkedSource)
+        return self.missing or ("fill" if content == "labels" or leaves_out else "record")
 
     def identity(self) -> str:
         """Digest of everything that decides the bytes: two specs with one identity make one volume.
@@ -535,11 +601,7 @@ class DatasetSpec(SpecModel):
     def _sub_layout(self, name: str) -> VolumeLayout:
         volume = self.volumes[name]
         output = self.output.model_dump() | ({} if volume.shard is None else {"shard": volume.shard})
-        decides = {
-            "url": decides_bytes(self.source)["url"],
-            "volume": volume.model_dump(exclude={"title", "doi", "labels_of"}),
-            "output": output,
-        }
+        decides = {**further_decides_bytes(self.source, volume), "output": output}
         policy = self._missing_policy(volume.content)
         if policy == "fill":
             decides["missing"] = "fill"
@@ -564,6 +626,12 @@ class DatasetSpec(SpecModel):
     def shard_box(self, index: Zyx) -> Box:
         """The part of level 0 that a shard holds, clipped to the volume."""
         return _shard_box(self, index)
+
+
+def points_document(name: str, points: PointSet) -> str:
+    """Name below `documents/` of the file that lists points: its own ending, ours before it."""
+    ending = urlsplit(points.url).path.rpartition("/")[2].rpartition(".")[2]
+    return f"points.{name}.{ending if re.fullmatch(r'[A-Za-z0-9]{1,10}', ending) else points.format}"
 
 
 def _digest(decides: dict[str, Any]) -> str:

@@ -232,4 +232,5 @@ def _look_at_specs(section: Section, settings: Settings) -> dict[str, DatasetSpe
 
 def _spec_files(folders: list[Path]) -> Iterator[Path]:
     for folder in folders:
-        yield from (file for file in sorted(folder.glob("*.yaml")) if not file.name.startswith("."))
+        files = (file for file in sorted(folder.glob("*.yaml")) if not file.name.startswith("."))
+        yield from (file for file in files if not file.name.endswith(".ingest.yaml"))  # an ingestion, not a dataset

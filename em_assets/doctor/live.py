@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 from em_assets.datasets.source import ChunkedSource, Document, PrecomputedSource
@@ -12,13 +13,14 @@ from em_assets.doctor.asking import Asking
 from em_assets.doctor.chunks import ask_chunked, ask_precomputed
 from em_assets.doctor.files import ask_files
 from em_assets.doctor.metered import MeteredClient
-from em_assets.doctor.report import Report, Section
+from em_assets.doctor.report import BudgetSpent, Report, Section
 from em_assets.doctor.stated import compare_reply
 from em_assets.errors import Unavailable
 from em_assets.fetch.ftp import FtpClient
 from em_assets.progress import human_bytes, human_seconds
 from em_assets.settings import Settings
 from em_assets.sources.claims import document_path
+from em_assets.sources.cryoet import current_spec
 from em_assets.sources.documents import fetch_documents
 
 BUDGET_BYTES = 9_500_000
@@ -49,6 +51,7 @@ def ask_publishers(
 
 
 def _ask(asking: Asking) -> None:
+    asking = _asking_where_it_lies(asking)
     source = asking.spec.source
     if isinstance(source, PrecomputedSource):
         ask_precomputed(asking, source)
@@ -56,8 +59,32 @@ def _ask(asking: Asking) -> None:
         ask_chunked(asking, source)
     else:
         ask_files(asking, source)
-    for document in asking.spec.documents:
+    for document in asking.spec.all_documents:
         _ask_document(asking, document)
+
+
+def _asking_where_it_lies(asking: Asking) -> Asking:
+    """A portal's tomogram where its API has it now; that it moved, or that nobody says so, is a line of the report."""
+    section, portal = asking.section, asking.spec.portal
+    if portal is None:
+        return asking
+    question = f"address of {portal.dataset}/{portal.run}"
+    stated = asking.spec.source.volume_url
+    look = partial(current_spec, asking.spec, asking.settings, asking.client)
+    current = section.attempt(question, "one tomogram of the portal", look)
+    if current is None:
+        return asking
+    for problem in current.unanswered.values():
+        section.add("warn", question, f"the API did not say: {problem}", stated)
+    if not current.unanswered:
+        now = current.spec.source.volume_url
+        section.compare(question, stated, now, agrees=now == stated, otherwise="known")
+        section.learn("the portal's tomogram", current.met.get("portal_tomogram"))
+    for what, why in current.met.get("annotations", {}).items():
+        section.add("warn", f"address of {what}", why)
+    for why in current.met.get("refused", ()):
+        section.add("warn", "annotations", why)
+    return replace(asking, spec=current.spec)
 
 
 def _ask_document(asking: Asking, document: Document) -> None:
@@ -75,5 +102,5 @@ def _document(asking: Asking, document: Document) -> bytes:
     found, reasons = fetch_documents(asking.spec, asking.client, [document])
     path = document_path(document.path)
     if path in reasons:
-        raise Unavailable(reasons[path])
+        raise (BudgetSpent if reasons[path] in asking.client.spent else Unavailable)(reasons[path])
     return found[path]

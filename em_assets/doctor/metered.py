@@ -9,6 +9,7 @@ from urllib3.response import BaseHTTPResponse
 
 from em_assets.doctor.report import BudgetSpent
 from em_assets.errors import Malformed
+from em_assets.fetch.hosts import Host
 from em_assets.fetch.http import HttpClient, Interrupt, OnBytes, Reply, safe_url
 from em_assets.fetch.replies import DRAIN_BYTES
 from em_assets.progress import human_bytes
@@ -26,6 +27,8 @@ class MeteredClient(HttpClient):
         self.received_bytes = 0
         """Of bodies, as they came over the network; those of refusals as far as they are read."""
         self.requests = 0
+        self.spent: set[str] = set()
+        """Every sentence that said that the budget is used up, for those to whom others repeat it."""
         self._counting = threading.Lock()
         self._headers: dict[str, dict[str, str]] = {}
 
@@ -60,6 +63,19 @@ class MeteredClient(HttpClient):
                 raise self._spent(url) from None
             raise
 
+    def post_query(
+        self,
+        url: str,
+        query: bytes,
+        *,
+        max_bytes: int,
+        on_bytes: OnBytes | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> Reply:
+        left = self._require_left(url, 1)
+        counter = self._counter(url, on_bytes)
+        return super().post_query(url, query, max_bytes=min(max_bytes, left), on_bytes=counter, interrupt=interrupt)
+
     def get_range(
         self,
         url: str,
@@ -75,8 +91,8 @@ class MeteredClient(HttpClient):
             url, start, stop, expect_etag=expect_etag, on_bytes=self._counter(url, on_bytes), interrupt=interrupt
         )
 
-    def _send(self, host: object, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
-        response = super()._send(host, url, headers)  # type: ignore[arg-type]  # passed on as it came
+    def _exchange(self, host: Host, url: str, headers: dict[str, str], query: bytes | None) -> BaseHTTPResponse:
+        response = super()._exchange(host, url, headers, query)
         told = {name: value for name in TOLD_HEADERS if (value := response.headers.get(name))}
         refusal = (
             response.headers.get("Content-Length", "") if response.status >= 400 and response.status != 416 else ""
@@ -109,7 +125,10 @@ class MeteredClient(HttpClient):
         return left
 
     def _spent(self, url: str) -> BudgetSpent:
-        return BudgetSpent(
+        error = BudgetSpent(
             f"{safe_url(url)} was not read: the {human_bytes(self.budget_bytes)} that the doctor may receive are used "
             "up; name fewer datasets."
         )
+        with self._counting:
+            self.spent.add(str(error))
+        return error

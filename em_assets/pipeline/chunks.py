@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from em_assets.datasets.fields import ITEM_BYTES
-from em_assets.errors import Mismatch
+from em_assets.errors import EmAssetsError, Mismatch
+from em_assets.pipeline.absent import may_be_absent
 from em_assets.pipeline.documents import keep_container_documents
 from em_assets.pipeline.job import Fetched
 from em_assets.pipeline.plan import Transfer, add_transfers
@@ -32,7 +33,7 @@ class ChunkPartitions:
     @cached_property
     def source(self) -> OpenSource:
         """The publisher's volume; asked when it is first needed."""
-        return open_source(self._job.spec, self._job.settings)
+        return open_source(self._job.spec, self._job.settings, self._job.current)
 
     def here(self, key: str) -> Fetched | None:
         record = self._job.state.volumes[None].intact.get(key)
@@ -44,7 +45,12 @@ class ChunkPartitions:
         transfers = [_transfer(main[1], self.source.reader, missing, main[1].place or self.source.crop_box()[0])]
         for sub, volume in further:
             if sub is not None and volume.missing:
-                reader = self.source.volume_reader(sub)
+                try:
+                    reader = self.source.volume_reader(sub)
+                except EmAssetsError as error:
+                    if may_be_absent(self._job.spec, sub, error):
+                        continue
+                    raise
                 place = Box.from_shape(volume.layout.shape, at=reader.info.origin)
                 transfers.append(_transfer(volume, reader, volume.missing, place))
         return functools.reduce(add_transfers, transfers)
@@ -85,7 +91,7 @@ class ChunkPartitions:
                 f"{job.spec.name}: what is stored was cut at {stored}, the spec now gives {box}, in the "
                 f"publisher's voxels; remove what is stored with `em-assets rm {job.spec.name}`."
             )
-        keep_container_documents(job.folder, job.spec, self.source.documents())
+        keep_container_documents(job.folder, job.current, self.source.documents())
         info = self.source.reader.info
         job.set_status(
             "saving-data",

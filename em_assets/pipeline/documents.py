@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from em_assets.catalog.claims import Origin
 from em_assets.datasets.source import METADATA_NAMES, ChunkedSource, Document, PrecomputedSource
-from em_assets.datasets.spec import DatasetSpec
+from em_assets.datasets.spec import PORTAL_DOCUMENTS, DatasetSpec
 from em_assets.errors import EmAssetsError
 from em_assets.fetch.http import HttpClient
 from em_assets.originals import original_path
@@ -27,6 +27,7 @@ from em_assets.sources.claims import (
     natural_order,
     spec_document,
 )
+from em_assets.sources.cryoet import CurrentSpec, current_spec
 from em_assets.store import Store
 from em_assets.volume import Claim
 
@@ -63,13 +64,15 @@ def complete_documents(job: Job) -> None:
     missing = _receive(job)
     if missing is not None and missing != job.record.additional_metadata.get("documents_missing"):
         known = {**job.record.additional_metadata, "documents_missing": missing}
-        job.set_status("complete", additional_metadata=known)
+        job.set_status("complete", job.record.status_reason, additional_metadata=known)
 
 
 def _receive(job: Job) -> dict[str, str] | None:
     """Why each document that is still missing cannot be had; None if none was missing."""
-    wanted = _absent(job.spec, job.folder)
-    return _receive_documents(job.spec, job.settings, job.folder, wanted, job.log).missing if wanted else None
+    if not _absent(job.spec, job.folder) and not _lacks_replies(job.spec, job.folder):
+        return None
+    received = _receive_documents(job.current, job.settings, job.folder, job.log, refresh=False)
+    return received.missing
 
 
 def receive_all(spec: DatasetSpec, settings: Settings, folder: DatasetFolder, log: Log, *, refresh: bool) -> Received:
@@ -77,10 +80,14 @@ def receive_all(spec: DatasetSpec, settings: Settings, folder: DatasetFolder, lo
 
     A document is replaced only by one that arrived whole and is believed. What cannot be had stops nothing.
     """
-    wanted = list(spec.documents) if refresh else _absent(spec, folder)
-    received = _receive_documents(spec, settings, folder, wanted, log)
-    if not spec.is_by_file:
-        _receive_container(spec, _patient(settings), folder, received, log, refresh=refresh)
+    container = [] if spec.is_by_file else _wanted_containers(spec, folder, refresh=refresh)
+    if not (refresh or container or _absent(spec, folder) or _lacks_replies(spec, folder)):
+        return Received()
+    current = current_spec(spec, patient(settings))
+    received = _receive_documents(current, settings, folder, log, refresh=refresh)
+    if container:
+        of_container = _receive_container(current, patient(settings), folder, log, container)
+        received = Received(received.paths + of_container.paths, received.missing | of_container.missing)
     return received
 
 
@@ -92,30 +99,42 @@ def write_missing(folder: DatasetFolder, missing: Mapping[str, str]) -> None:
         folder.store.delete(folder.path(DOCUMENTS_MISSING))
 
 
-def keep_container_documents(folder: DatasetFolder, spec: DatasetSpec, documents: Mapping[str, bytes]) -> None:
-    """Keeps the metadata documents of a chunked volume, as they were received when it was opened."""
+def keep_container_documents(folder: DatasetFolder, current: CurrentSpec, documents: Mapping[str, bytes]) -> None:
+    """Keeps the metadata documents of a chunked volume, as they were received when it was opened.
+
+    They are kept where the spec has its groups, by which they are found again; their receipts say where they lay.
+    """
     for path, data in documents.items():
-        url = document_url(spec, path)
+        url = document_url(current.spec, path)
         assert url is not None, f"{path} is no metadata document"
-        folder.write_document(path, data, url)
+        folder.write_document(current.kept_path(path), data, url)
 
 
 def _absent(spec: DatasetSpec, folder: DatasetFolder) -> list[Document]:
     here = set(folder.documents())
-    return [item for item in spec.documents if document_path(item.path) not in here]
+    return [item for item in spec.all_documents if document_path(item.path) not in here]
+
+
+def _lacks_replies(spec: DatasetSpec, folder: DatasetFolder) -> bool:
+    """Whether a portal has not said yet where its tomogram lies."""
+    replies = {document_path(name) for name in PORTAL_DOCUMENTS}
+    return spec.portal is not None and not replies <= set(folder.documents())
 
 
 def _receive_documents(
-    spec: DatasetSpec, settings: Settings, folder: DatasetFolder, wanted: Sequence[Document], log: Log
+    current: CurrentSpec, settings: Settings, folder: DatasetFolder, log: Log, *, refresh: bool
 ) -> Received:
     from em_assets.sources.documents import fetch_documents
 
-    if not wanted:
-        return Received()
-    found, missing = fetch_documents(spec, HttpClient(_patient(settings)), wanted)
-    url_of = {document_path(item.path): item.url for item in wanted}
+    spec = current.spec
+    wanted = list(spec.all_documents) if refresh else _absent(spec, folder)
+    found, missing = fetch_documents(spec, HttpClient(patient(settings)), wanted)
+    found |= current.documents
+    missing |= current.unanswered
     for path, data in found.items():
-        folder.write_document(path, data, url_of[path])
+        url = document_url(spec, path)
+        assert url is not None, f"{path} is no document of the spec"
+        folder.write_document(path, data, url)
     here = set(folder.documents())
     reasons = {path: reason + STAYS if path in here else reason for path, reason in missing.items()}
     for path, reason in reasons.items():
@@ -123,20 +142,29 @@ def _receive_documents(
     return Received(list(found), reasons)
 
 
+def _containers_here(spec: DatasetSpec, folder: DatasetFolder) -> dict[str | None, bool]:
+    """Whether any metadata of each volume are here."""
+    kept = [path for path in folder.documents() if path.endswith(METADATA_NAMES)]
+    begins = _container_paths(spec)
+    return {sub: any(path.startswith(begin) for path in kept) for sub, begin in begins.items()}
+
+
+def _wanted_containers(spec: DatasetSpec, folder: DatasetFolder, *, refresh: bool) -> list[str | None]:
+    """The volumes whose metadata are not here; with `refresh` all."""
+    return [sub for sub, is_here in _containers_here(spec, folder).items() if refresh or not is_here]
+
+
 def _receive_container(
-    spec: DatasetSpec, settings: Settings, folder: DatasetFolder, received: Received, log: Log, *, refresh: bool
-) -> None:
-    """Opens the volumes whose metadata are not here, and keeps what describes them."""
+    current: CurrentSpec, settings: Settings, folder: DatasetFolder, log: Log, wanted: Sequence[str | None]
+) -> Received:
+    """Opens the volumes whose metadata are wanted, and keeps what describes them."""
     from em_assets.sources import open_source
 
-    kept = [path for path in folder.documents() if path.endswith(METADATA_NAMES)]
-    is_here = {sub: any(path.startswith(begin) for path in kept) for sub, begin in _container_paths(spec).items()}
-    wanted = {sub: begin for sub, begin in _container_paths(spec).items() if refresh or not is_here[sub]}
-    if not wanted:
-        return
+    spec, received = current.stated, Received()
+    is_here, begins = _containers_here(spec, folder), _container_paths(spec)
     reasons: dict[str | None, str] = {}
     try:
-        source = open_source(spec, settings)
+        source = open_source(spec, settings, current)
     except EmAssetsError as error:
         reasons = dict.fromkeys(wanted, str(error))
     else:
@@ -147,11 +175,13 @@ def _receive_container(
             except EmAssetsError as error:
                 reasons[sub] = str(error)
         documents = source.documents()
-        keep_container_documents(folder, spec, documents)
-        received.paths += documents
+        keep_container_documents(folder, current, documents)
+        received.paths += map(current.kept_path, documents)
     for sub, reason in reasons.items():
-        received.missing[wanted[sub]] = reason + STAYS if is_here[sub] else reason
-        log(f"{spec.name}: {wanted[sub]} is left out for now: {received.missing[wanted[sub]]}")
+        begin = begins[sub]
+        received.missing[begin] = reason + STAYS if is_here[sub] else reason
+        log(f"{spec.name}: {begin} is left out for now: {received.missing[begin]}")
+    return received
 
 
 def _container_paths(spec: DatasetSpec) -> dict[str | None, str]:
@@ -164,7 +194,7 @@ def _container_paths(spec: DatasetSpec) -> dict[str | None, str]:
     return {sub: document_path((group or "").replace("/", "__")) for sub, group in groups.items()}
 
 
-def _patient(settings: Settings) -> Settings:
+def patient(settings: Settings) -> Settings:
     """With as much patience as a document is worth."""
     return settings.model_copy(
         update={

@@ -23,7 +23,7 @@ from em_assets.pipeline.plan import Transfer
 from em_assets.pipeline.state import agrees
 from em_assets.sources.files import mirror_urls, open_further, open_main, remote_files
 from em_assets.sources.voxels import pixels_sha256
-from em_assets.volume import Box
+from em_assets.volume import Box, RemoteFile
 
 if TYPE_CHECKING:
     from em_assets.formats.reader import VolumeReader
@@ -38,9 +38,19 @@ class FilePartitions:
     def __init__(self, job: Job) -> None:
         assert isinstance(job.spec.source, FilesSource)
         self._job = job
-        self._source = job.spec.source
-        self._remote = remote_files(job.spec)
+        self._stated = job.spec.source
         self._mirrors: set[str] = set()
+
+    @cached_property
+    def _source(self) -> FilesSource:
+        """Where the files lie now."""
+        source = self._job.current.spec.source
+        assert isinstance(source, FilesSource)
+        return source
+
+    @cached_property
+    def _remote(self) -> dict[str, RemoteFile]:
+        return remote_files(self._job.current.spec)
 
     @cached_property
     def downloader(self) -> Downloader:
@@ -68,7 +78,7 @@ class FilePartitions:
             local, receipt = job.store.local_path(job.folder.path(original_path(path))), read_receipt(job.folder, path)
             if local is None or receipt is None or verify(local, receipt, full=False) is not None:
                 continue
-            pinned = self._source.by_path()[path]
+            pinned = self._stated.by_path()[path]
             found = receipt.model_copy(update=_pins_of(local, pinned, receipt, job.settings))
             if agrees(pinned, found):
                 job.folder.write(receipt_path(path), found.model_dump_json(indent=1).encode() + b"\n")
@@ -111,7 +121,7 @@ class FilePartitions:
 
     def _fetch_one(self, key: str, on_bytes: Callable[[int], None], interrupt: Interrupt) -> Fetched:
         job, file = self._job, self._remote[key]
-        pinned = self._source.by_path()[file.path]
+        pinned = self._stated.by_path()[file.path]
         place = job.store.local_path(job.folder.path(original_path(file.path)))
         target = place or job.settings.cache_folder() / "downloads" / job.spec.name / file.path
         receipt = self.downloader.download(

@@ -32,6 +32,7 @@ from em_assets.pipeline.state import DatasetState
 from em_assets.progress import Reporter
 from em_assets.records import DatasetFolder, ObjectsRecord, PartitionRecord, Status, manifest_digest, now
 from em_assets.settings import Settings
+from em_assets.sources.cryoet import CurrentSpec, current_spec
 from em_assets.store import Store
 
 
@@ -147,6 +148,16 @@ class Job:
         self._claimed = False
         self._started, self._started_at = monotonic(), now()
         self.received_bytes = 0
+        self.absent: dict[str, str] = {}
+        """Further volumes that are left out because they cannot be had: why (`absent.py`)."""
+
+    @cached_property
+    def current(self) -> CurrentSpec:
+        """The spec with the addresses of now. Asks, where they are a portal's."""
+        current = current_spec(self.spec, self.settings)
+        for problem in current.unanswered.values():
+            self.log(f"{self.spec.name}: the spec's own addresses are used: {problem}")
+        return current
 
     @cached_property
     def partitions(self) -> Partitions:
@@ -228,7 +239,7 @@ class Job:
         result.changed = True
         result.received_bytes, result.seconds = self.received_bytes, monotonic() - started
         self.state = DatasetState.read(self.spec, self.store)
-        self.note(publisher=self.partitions.met())
+        self.note(publisher={**self.partitions.met(), **self.current.met})
         return result
 
     def _adopt_files(self) -> None:

@@ -34,12 +34,12 @@ class ObjectPartitions:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._source = chunked_source(job.spec)
+        self._source = chunked_source(job.current.spec)
 
     @cached_property
     def source(self) -> ChunkedVolume:
         """The volume at the publisher's."""
-        return ChunkedVolume(self._job.spec, self._job.settings)
+        return ChunkedVolume(self._job.current.spec, self._job.settings)
 
     def here(self, key: str) -> Fetched | None:
         record = self._job.state.objects.get(key)
@@ -50,7 +50,7 @@ class ObjectPartitions:
         return Transfer(len(objects), len(objects), sum(item.size_bytes for item in objects), is_upper_bound=False)
 
     def prepare(self, missing: Sequence[str]) -> Transfer:
-        keep_container_documents(self._job.folder, self._job.spec, self.source.documents())
+        keep_container_documents(self._job.folder, self._job.current, self.source.documents())
         return self.ask(missing)
 
     def fetch(
@@ -87,11 +87,12 @@ class ObjectPartitions:
 
     @cached_property
     def kept(self) -> ChunkedVolume:
-        """The same volume, read from what is kept of it."""
+        """The same volume, read from what is kept of it, which lies here as it lay there when it was received."""
         job = self._job
-        return ChunkedVolume(
-            job.spec, job.settings, client=StoreClient(job.store), url=f"store:///{job.folder.path('original')}"
-        )
+        paths = [stored.path for record in job.state.objects.values() for stored in record.objects]
+        is_where_it_is_now = any(path.startswith(f"original/{self._source.group}") for path in paths)
+        spec, url = job.current.spec if is_where_it_is_now else job.spec, f"store:///{job.folder.path('original')}"
+        return ChunkedVolume(spec, job.settings, client=StoreClient(job.store), url=url)
 
     def _record(self, key: str, copied: Sequence[CopiedObject], seconds: float) -> ObjectsRecord:
         prefix = self._job.folder.path("")
@@ -114,7 +115,7 @@ class ObjectPartitions:
     @cached_property
     def _shares(self) -> dict[str, list[ListedObject]]:
         """The publisher's objects, as listed now, by partition key."""
-        spec = self._job.spec
+        spec = self._job.current.spec
         listed = list(list_original(spec, HttpClient(self._job.settings)))
         self._require_counts(listed)
         region_of = self._regions()

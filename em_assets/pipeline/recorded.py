@@ -61,4 +61,6 @@ def local_paths(folder: DatasetFolder, spec: DatasetSpec) -> dict[str, str]:
         entries["intensity"] = "intensity.json"
     if spec.keeps_original:
         entries["original"] = "original"
+    if spec.points:
+        entries["points"] = "points"
     return {name: folder.uri(relative) for name, relative in entries.items()}

@@ -12,6 +12,7 @@ from em_assets.checks.metadata import check_metadata_keys, read_last, write_outc
 from em_assets.checks.volume import BLOCKING, CheckOutcome, StoredDataset, run_checks
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Malformed, Mismatch
+from em_assets.pipeline.absent import leave_out, leave_out_failed_files, note_absent, recorded_absent, still_absent
 from em_assets.pipeline.documents import (
     Received,
     Stated,
@@ -23,6 +24,7 @@ from em_assets.pipeline.documents import (
 from em_assets.pipeline.job import FetchResult, Job, writing
 from em_assets.pipeline.locking import Log, again_if_claim_was_lost, dataset_lock, wait_for_writer
 from em_assets.pipeline.plan import DatasetPlan, make_plan
+from em_assets.pipeline.points import POINTS_NOTE, write_points
 from em_assets.pipeline.recorded import local_paths
 from em_assets.pipeline.state import DatasetState
 from em_assets.progress import Reporter
@@ -43,6 +45,7 @@ SHOWN_CLAIMS = 50
 
 def plan_dataset(spec: DatasetSpec, settings: Settings, store: Store, *, ask_publisher: bool = False) -> DatasetPlan:
     """What materializing would take, from the spec; with `ask_publisher` exactly (a few small requests)."""
+    spec = spec.without(recorded_absent(DatasetFolder(store, spec.name).read_record(), spec))
     state = DatasetState.read(spec, store)
     if not ask_publisher or not state.missing:
         return make_plan(state, settings)
@@ -100,10 +103,12 @@ def materialize_dataset(
     ChecksFailed, and Mismatch if anything is missing that it may not fetch.
     """
     with writing(spec, settings, store, log) as job:
+        _leave_out_what_is_still_absent(job, may_fetch=may_fetch)
         if job.state.is_complete():
             reporter.plan(make_plan(job.state, settings).line())
             if may_fetch:
                 complete_documents(job)
+                complete_points(job)
             if job.record != job.state.record:  # the spec now describes the same bytes in other words
                 job.hold.write(job.record)
             here = (job.partitions.here(key) for key in job.state.keys)
@@ -115,8 +120,18 @@ def materialize_dataset(
                 f"download; materialize {spec.name} to fetch what is missing."
             )
         result = job.fetch(job.state.keys, reporter)
+        if spec.is_by_file:
+            leave_out_failed_files(job, result)
         job.require_no_failures(result)
         return _finish(job, result), result
+
+
+def _leave_out_what_is_still_absent(job: Job, *, may_fetch: bool) -> None:
+    """A dataset that is whole but for annotations that could not be had is finished, unless they are there now."""
+    noted = recorded_absent(job.record, job.spec)
+    if not noted or not DatasetState.read(job.spec.without(noted), job.store).is_complete():
+        return
+    leave_out(job, still_absent(job, noted) if may_fetch else noted)
 
 
 def _finish(job: Job, result: FetchResult) -> DatasetRecord:
@@ -127,6 +142,7 @@ def _finish(job: Job, result: FetchResult) -> DatasetRecord:
     job.set_status("saving-data")
     result.changed = True
     keep_documents(job)
+    keep_points(job)
     remove_dropped_volumes(job)
     records, documents = finish_volumes(job, lambda sub: _open_reader(job, sub))
     if job.spec.is_by_file:
@@ -146,8 +162,23 @@ def _finish(job: Job, result: FetchResult) -> DatasetRecord:
     )
     job.require_checks()
     _update_intensities(job)
-    job.set_status("complete")
+    job.set_status("complete", note_absent(job))
     return job.record
+
+
+def keep_points(job: Job) -> None:
+    """Makes the tables of points, and notes what there is of them."""
+    noted = write_points(job.spec, job.folder, job.log)
+    if noted or POINTS_NOTE in job.record.additional_metadata:
+        job.note(points=noted)
+
+
+def complete_points(job: Job) -> None:
+    """The same for a dataset that is complete, and stays so."""
+    noted = write_points(job.spec, job.folder, job.log)
+    if noted != job.record.additional_metadata.get(POINTS_NOTE, {}):
+        known = {**job.record.additional_metadata, POINTS_NOTE: noted}
+        job.set_status("complete", job.record.status_reason, additional_metadata=known)
 
 
 def _update_intensities(job: Job) -> None:
@@ -190,6 +221,7 @@ def recheck_dataset(
     folder = DatasetFolder(store, spec.name)
     with dataset_lock(store, spec.name, log):
         wait_for_writer(folder, log)
+        spec = spec.without(recorded_absent(folder.read_record(), spec))
         state = DatasetState.read(spec, store)  # refuses what is another spec's
         record = state.record
         if record is None or not state.stored_bytes:
@@ -237,6 +269,7 @@ def describe_dataset(
         received = receive_all(spec, settings, folder, log, refresh=refresh) if fetch else Received()
         if fetch:
             write_missing(folder, received.missing)
+        write_points(spec, folder, log)
         stated = Stated.read(spec, settings, store)
         folder.write(SPEC_DOCUMENT, spec_document(spec))
         first: list[Claim] = []

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from em_assets.datasets.source import ChunkedSource, FilesSource
 from em_assets.datasets.spec import DatasetSpec
-from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
+from em_assets.errors import EmAssetsError, Malformed, Mismatch, Unavailable, Unsupported
+from em_assets.pipeline.absent import leave_out, may_be_absent
 from em_assets.pipeline.job import one_line
 from em_assets.pipeline.state import VolumeState
 from em_assets.records import PartitionRecord, StoredObject, VolumeSummary, partition_key
@@ -23,19 +24,50 @@ OpenReader = Callable[[str | None], tuple["VolumeReader", Box]]
 
 
 def finish_volumes(job: Job, open_reader: OpenReader) -> tuple[list[PartitionRecord], list[StoredObject]]:
-    """Makes every volume of the dataset whole. Returns the records of all shards, and all `zarr.json` objects."""
+    """Makes every volume of the dataset whole. Returns the records of all shards, and all `zarr.json` objects.
+
+    A portal's annotation that cannot be had is left out from here on (`absent.py`).
+    """
     records: list[PartitionRecord] = []
     documents: list[StoredObject] = []
+    absent: dict[str, str] = {}
     for sub, state in job.state.volumes.items():
-        if state.missing or _place(job, sub) is None:
-            reader, place = open_reader(sub)
-            _note_place(job, sub, reader, place)
-            _remove_misplaced(state)
-            _ingest(job, state, reader, place, _kept_from(job.spec, sub))
+        try:
+            if state.missing or _place(job, sub) is None:
+                _make_level0(job, sub, state, open_reader)
+        except EmAssetsError as error:
+            if sub is None or not may_be_absent(job.spec, sub, error):
+                raise
+            absent[sub] = one_line(error)
+            continue
         shards, metadata = _finish(job, sub)
         records += shards
         documents += metadata
+    leave_out(job, absent)
+    _note_filled(job)
     return records, documents
+
+
+def _make_level0(job: Job, sub: str | None, state: VolumeState, open_reader: OpenReader) -> None:
+    reader, place = open_reader(sub)
+    _note_place(job, sub, reader, place)
+    _remove_misplaced(state)
+    _ingest(job, state, reader, place, _kept_from(job.current.spec, sub))
+
+
+def _note_filled(job: Job) -> None:
+    """Says in the record how much of each volume counts only because the spec has the fill value put there."""
+    filled: dict[str, dict[str, int | float]] = {}
+    for sub, layout in job.spec.layouts().items():
+        folder = job.folder.further(sub)
+        level0 = [record for record in folder.partition_records() if record.level == 0]
+        chunks = sum(record.filled_source_chunks for record in level0)
+        voxels = sum(box.voxels for record in level0 for box in record.filled)
+        if chunks:
+            share = voxels / Box.from_shape(layout.shape).voxels
+            filled[sub or "volume"] = {"source_chunks": chunks, "voxels": voxels, "fraction": round(share, 6)}
+    if filled or "filled" in job.record.additional_metadata:
+        job.note(filled=filled)
 
 
 def remove_dropped_volumes(job: Job) -> None:

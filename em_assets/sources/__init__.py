@@ -1,7 +1,8 @@
 """One module per kind of publisher: what it says of itself, and a reader of its voxels. No Dagster.
 
 `open_source(spec, settings)` is the one door to publishers of chunks: a new kind is one module beside its facts, and
-one line here. What publishers of files serve is `files.py`; what either says in documents is `documents.py`.
+one line here. What publishers of files serve is `files.py`; what either says in documents is `documents.py`. Where a
+tomogram of the CryoET Data Portal lies now is asked for first (`cryoet.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from em_assets.datasets.spec import DatasetSpec
     from em_assets.formats.reader import VolumeReader
     from em_assets.settings import Settings
+    from em_assets.sources.cryoet import CurrentSpec
     from em_assets.volume import Box, Claim
 
 
@@ -42,8 +44,11 @@ def describe(spec: DatasetSpec, documents: dict[str, bytes]) -> list[Claim]:
     return claims.describe(spec, documents)
 
 
-def open_source(spec: DatasetSpec, settings: Settings) -> OpenSource:
-    """Asks the publisher. Raises Unavailable, Malformed, Unsupported, or Mismatch where it is not what is expected."""
+def open_source(spec: DatasetSpec, settings: Settings, current: CurrentSpec | None = None) -> OpenSource:
+    """Asks the publisher. Raises Unavailable, Malformed, Unsupported, or Mismatch where it is not what is expected.
+
+    `current` is the spec with the addresses of now, where somebody has asked for them already (`cryoet.py`).
+    """
     if spec.source.kind == "precomputed":
         from em_assets.sources.precomputed import PrecomputedImage
 
@@ -51,5 +56,9 @@ def open_source(spec: DatasetSpec, settings: Settings) -> OpenSource:
     if spec.source.kind in ("zarr", "n5"):
         from em_assets.sources.chunked import ChunkedVolume
 
-        return ChunkedVolume(spec, settings)
+        if current is None and spec.portal is not None:
+            from em_assets.sources.cryoet import current_spec
+
+            current = current_spec(spec, settings)
+        return ChunkedVolume(spec if current is None else current.spec, settings)
     raise TypeError(f"{spec.name} publishes files: see sources/files.py")

@@ -14,11 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 from em_assets.datasets.source import METADATA_NAMES, ChunkedSource, PrecomputedSource
-from em_assets.datasets.spec import DatasetSpec
+from em_assets.datasets.spec import PORTAL_DOCUMENTS, DatasetSpec
 from em_assets.errors import Malformed
 from em_assets.formats._json import json_leaves, parse_json
 from em_assets.formats.reader import Scalar
-from em_assets.sources.document_kinds import JSON_KINDS
+from em_assets.sources.document_kinds import JSON_KINDS, PLAIN_KINDS, plain_leaves
 from em_assets.sources.markup import html_leaves, text_leaves, xml_leaves
 from em_assets.volume import Claim
 
@@ -37,6 +37,8 @@ EXTRACTORS: dict[str, int] = dict.fromkeys(
     (
         *("spec", "empiar_entry", "empiar_xml", "idr_image", "omero_image", "idr_annotations", "idr_study", "table"),
         *("json", "xml", "html", "text", "dm", "tiff", "hdf5", "mrc", "zarr", "n5", "precomputed"),
+        *("cryoet_api", "cryoet_metadata", "ome_zarr_attributes", "zarr_array", "mrc_header", "points"),
+        *("mdoc", "tilt_angles", "xf", "aln"),
     ),
     1,
 )
@@ -79,7 +81,15 @@ KNOWN_UNITS = (
     ("empiar_xml", re.compile(r"/dimensions/pixel(?:Width|Height)$"), "angstrom"),
     ("idr_image", re.compile(r"^/pixel_size/[xyz]$"), "µm"),
     ("precomputed", re.compile(r"^/scales/\d+/resolution/\d$"), "nm"),
-    ("mrc", re.compile(r"^/(?:cella|origin)/[xyz]$"), "angstrom"),
+    *((kind, re.compile(r"^/(?:cella|origin)/[xyz]$"), "angstrom") for kind in ("mrc", "mrc_header")),
+    ("mrc_header", re.compile(r"^/cellb/"), "deg"),
+    ("mrc_header", re.compile(r"^/size_bytes$"), "bytes"),
+    ("cryoet_metadata", re.compile(r"^/(?:voxel|pixel)_spacing$|^/volume_(?:dimension|offset)/[xyz]$"), "angstrom"),
+    ("cryoet_metadata", re.compile(r"^/acceleration_voltage$"), "V"),
+    ("cryoet_metadata", re.compile(r"^/(?:tilt_axis|tilt_step|tilt_range/(?:min|max)|tilt_offset)$"), "deg"),
+    ("cryoet_api", re.compile(r"/voxelSpacing$"), "angstrom"),
+    ("cryoet_api", re.compile(r"/fileSize(?:Mrc|Omezarr)?$"), "bytes"),
+    ("tilt_angles", re.compile(r"."), "deg"),
     ("mrc", re.compile(r"^/cellb/|^/extended/\d+/(?:Alpha tilt|Beta tilt|Tilt axis angle|TiltAngle)$"), "deg"),
     ("mrc", re.compile(r"^/extended/\d+/Pixel size(?: [XY])?$"), "m"),
     ("mrc", re.compile(r"^/extended/\d+/HT$"), "V"),
@@ -104,6 +114,8 @@ def claims_of_document(spec: DatasetSpec, path: str, raw: bytes) -> list[Claim]:
     if kind is None or url is None:
         return []
     try:
+        if kind == "points":
+            return list(_claims(_point_leaves(spec, path, raw), path, url, kind))
         return claims_of(path, kind, raw, url)
     except Malformed as error:
         reason = str(error).rstrip(".")
@@ -117,7 +129,9 @@ def document_path(name: str) -> str:
 
 def document_kind(spec: DatasetSpec, path: str) -> str | None:
     """How a stored document is read, which is its claims' extractor; None for one that the spec does not name."""
-    named = next((str(item.kind) for item in spec.documents if document_path(item.path) == path), None)
+    if path in _portal_documents(spec):
+        return "cryoet_api"
+    named = next((str(item.kind) for item in spec.all_documents if document_path(item.path) == path), None)
     if named is not None or _container_url(spec, path) is None:
         return named
     return next((kind for end, kind in CONTAINER_EXTRACTORS.items() if path.endswith(end)), None)
@@ -125,8 +139,22 @@ def document_kind(spec: DatasetSpec, path: str) -> str | None:
 
 def document_url(spec: DatasetSpec, path: str) -> str | None:
     """Where a stored document comes from; None for one that the spec does not name."""
-    named = next((item.url for item in spec.documents if document_path(item.path) == path), None)
+    if spec.portal is not None and path in _portal_documents(spec):
+        return spec.portal.api
+    named = next((item.url for item in spec.all_documents if document_path(item.path) == path), None)
     return named or _container_url(spec, path)
+
+
+def _portal_documents(spec: DatasetSpec) -> list[str]:
+    """What the portal's API answered, if there is one."""
+    return [document_path(name) for name in PORTAL_DOCUMENTS] if spec.portal is not None else []
+
+
+def _point_leaves(spec: DatasetSpec, path: str, raw: bytes) -> Iterable[tuple[str, Scalar]]:
+    from em_assets.sources.points import named_by_document, point_leaves
+
+    name = named_by_document(spec, path)
+    return [] if name is None else point_leaves(spec.points[name], raw, path)
 
 
 def claims_of(path: str, kind: str, raw: bytes, url: str) -> list[Claim]:
@@ -144,6 +172,8 @@ def _leaves(path: str, kind: str, raw: bytes) -> Iterable[tuple[str, Scalar]]:
         return xml_leaves(raw, path)
     if kind == "html":
         return html_leaves(raw)
+    if kind in PLAIN_KINDS:
+        return plain_leaves(kind, raw, path)
     if kind in ("idr_study", "table"):
         from em_assets.sources.tabular import study_leaves, table_leaves
 

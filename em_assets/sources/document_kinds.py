@@ -6,7 +6,7 @@ What it says is not judged here. A number that is given as text, or is wrong, is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,7 +17,14 @@ from em_assets.formats._json import parse_json
 from em_assets.formats.reader import Scalar
 from em_assets.sources.markup import text_leaves, xml_leaves
 
-JSON_KINDS = frozenset({"json", "idr_image", "omero_image", "idr_annotations", "empiar_entry"})
+JSON_KINDS = frozenset(
+    {
+        *("json", "idr_image", "omero_image", "idr_annotations", "empiar_entry"),
+        *("cryoet_metadata", "cryoet_api", "ome_zarr_attributes", "zarr_array"),
+    }
+)
+PLAIN_KINDS = frozenset({"mdoc", "tilt_angles", "xf", "aln", "mrc_header"})
+"""Files beside a tilt series, and the beginning of an MRC file."""
 STUDY = re.compile(r"idr\d{4}")
 """Accession of a study, in the address of its files."""
 
@@ -31,7 +38,15 @@ def require_document(document: Document, raw: bytes) -> None:
         value = parse_json(raw, where)
         if document.kind in JSON_CHECKS:
             JSON_CHECKS[document.kind](where, value, document.url)
-    elif document.kind in ("xml", "empiar_xml"):
+    elif document.kind in PLAIN_KINDS:
+        for _ in plain_leaves(document.kind, raw, where):
+            pass
+    elif document.kind != "points":  # how those are written is the spec's to say: `points.require_points`
+        _require_text(where, document, raw)
+
+
+def _require_text(where: str, document: Document, raw: bytes) -> None:
+    if document.kind in ("xml", "empiar_xml"):
         leaves = dict(xml_leaves(raw, where))
         if document.kind == "empiar_xml":
             _require_empiar_xml(where, leaves, document.url)
@@ -42,6 +57,34 @@ def require_document(document: Document, raw: bytes) -> None:
             pass
     elif b"<" not in raw:
         raise Malformed(f"{where} is not a web page; it begins {_shown(raw[:80].decode('utf-8', 'replace'))}.")
+
+
+def plain_leaves(kind: str, raw: bytes, where: str) -> Iterator[tuple[str, Scalar]]:
+    """What a file beside a tilt series, or a header of a file, states. Raises Malformed."""
+    if kind == "mrc_header":
+        from em_assets.sources.mrc_header import header_leaves
+
+        return header_leaves(raw, where)
+    from em_assets.formats.tilt_files import leaves
+
+    return leaves(raw, "rawtlt" if kind == "tilt_angles" else kind, where)
+
+
+def _require_cryoet(where: str, value: Any, url: str) -> None:  # noqa: ARG001  # as the other checks
+    """A metadata file of the CryoET Data Portal: an object; of a storage's error page there is a Code and a Message."""
+    _require_no_error(where, value)
+    if not value:
+        raise Malformed(f"{where} is an empty object, expected metadata of the portal.")
+
+
+def _require_ome_zarr(where: str, value: Any, url: str) -> None:  # noqa: ARG001  # likewise
+    _require_no_error(where, value)
+    _require_type(where, "/multiscales", value.get("multiscales"), list)
+
+
+def _require_zarr_array(where: str, value: Any, url: str) -> None:  # noqa: ARG001  # likewise
+    _require_no_error(where, value)
+    _require_type(where, "/shape", value.get("shape"), list)
 
 
 def _require_idr_image(where: str, value: Any, url: str) -> None:
@@ -125,6 +168,9 @@ JSON_CHECKS: dict[str, Callable[[str, Any, str], None]] = {
     "omero_image": _require_omero_image,
     "idr_annotations": _require_annotations,
     "empiar_entry": _require_entry,
+    "cryoet_metadata": _require_cryoet,
+    "ome_zarr_attributes": _require_ome_zarr,
+    "zarr_array": _require_zarr_array,
 }
 
 

@@ -15,8 +15,11 @@ from em_assets.errors import EmAssetsError, Malformed, Mismatch
 from em_assets.fetch.http import HttpClient, NotThere
 from em_assets.sources.claims import document_path
 from em_assets.sources.document_kinds import require_document
+from em_assets.sources.mrc_header import fetch_mrc_header
 
 MAX_DOCUMENT_BYTES = 16 * 2**20
+MAX_POINTS_BYTES = 512 * 2**20
+"""A line of an oriented point has about 300 bytes."""
 ABSENT_STATUSES = (404, 410)
 """No session makes these documents appear."""
 COOKIE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,200})=([!-+\--:<-\[\]-~]{0,4096})")
@@ -34,10 +37,15 @@ def fetch_documents(
     documents: dict[str, bytes] = {}
     reasons: dict[str, str] = {}
     session = _Session(client)
-    for document in spec.documents if wanted is None else wanted:
+    for document in spec.all_documents if wanted is None else wanted:
         path = document_path(document.path)
         try:
-            documents[path] = session.fetch(document)
+            raw = session.fetch(document)
+            if document.kind == "points":
+                from em_assets.sources.points import require_points
+
+                require_points(spec, path, raw, document.url)
+            documents[path] = raw
         except EmAssetsError as error:
             reasons[path] = str(error)
     return documents, reasons
@@ -72,14 +80,17 @@ class _Session:
             self._cookies.setdefault(_server(url), {}).update(_cookies(reply.cookies))
 
     def _ask(self, document: Document) -> bytes:
-        reply = self._client.get(
-            document.url,
-            max_bytes=MAX_DOCUMENT_BYTES,
-            accept_gzip=True,
-            accept_page=document.kind == "html",
-            headers=self._headers(document.url),
-        )
-        raw = bytes(reply.body)
+        if document.kind == "mrc_header":
+            raw = fetch_mrc_header(self._client, document.url)
+        else:
+            reply = self._client.get(
+                document.url,
+                max_bytes=MAX_POINTS_BYTES if document.kind == "points" else MAX_DOCUMENT_BYTES,
+                accept_gzip=True,
+                accept_page=document.kind == "html",
+                headers=self._headers(document.url),
+            )
+            raw = bytes(reply.body)
         require_document(document, raw)
         return raw
 

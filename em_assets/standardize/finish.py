@@ -18,9 +18,11 @@
     present_fraction         their ratio
     missing                  the exact boxes within the chunk that the publisher does not have, as structs of
                              z0 ... x1 likewise; they do not overlap; empty where all is real
+    filled                   likewise those that the publisher does not have and that count as real all the same, as
+                             its format's fill value, because the spec says `missing: fill`
 
 A voxel is real if and only if no box of its chunk's `missing` holds it. The file's schema metadata has the same for
-the whole (`em_assets`: JSON with identity, shape, chunk, voxels, present_voxels).
+the whole (`em_assets`: JSON with identity, shape, chunk, voxels, present_voxels, filled_voxels).
 """
 
 from __future__ import annotations
@@ -145,9 +147,12 @@ def write_coverage(folder: DatasetFolder, spec: Layout, level0: Iterable[Partiti
         ("present_voxels", coordinate),
         ("present_fraction", pa.float64()),
         ("missing", boxes),
+        ("filled", boxes),
     ]
     schema = pa.schema(columns)
-    tables = [_coverage_of(record, spec, schema) for record in level0]
+    records = list(level0)
+    tables = [_coverage_of(record, spec, schema) for record in records]
+    filled = sum(box.voxels for record in records for box in record.filled)
     table = pa.concat_tables([schema.empty_table(), *tables])
     table = table.sort_by([(corner, "ascending") for corner in CORNERS[:3]])
     voxels, present = (int(table[name].to_numpy().sum()) for name in ("voxels", "present_voxels"))
@@ -157,6 +162,7 @@ def write_coverage(folder: DatasetFolder, spec: Layout, level0: Iterable[Partiti
         "chunk": list(spec.output.chunk),
         "voxels": voxels,
         "present_voxels": present,
+        "filled_voxels": filled,
     }
     table = table.replace_schema_metadata({"em_assets": json.dumps(summary)})
     return folder.write(folder.coverage, _parquet(table))
@@ -168,21 +174,32 @@ def _coverage_of(record: PartitionRecord, spec: Layout, schema: pa.Schema) -> pa
 
     corners = _chunk_corners(record.box, spec)
     voxels = np.prod(corners[:, 3:] - corners[:, :3], axis=1)
-    boxes = np.array([[*box.start, *box.stop] for box in record.missing], np.int64).reshape(-1, 6)
-    missing = [_inside(chunk, boxes) for chunk in corners]
+    missing, filled = _within(record.missing, corners), _within(record.filled, corners)
     absent = np.array([int(np.prod(part[:, 3:] - part[:, :3], axis=1).sum()) for part in missing], np.int64)
-    flat = np.concatenate(missing)
-    structs = pa.StructArray.from_arrays([pa.array(column) for column in flat.T], names=list(CORNERS))
-    offsets = np.cumsum([0, *(len(part) for part in missing)]).tolist()
     columns = [
         pa.array([record.key] * len(corners)),
         *(pa.array(column) for column in corners.T),
         pa.array(voxels),
         pa.array(voxels - absent),
         pa.array((voxels - absent) / voxels),
-        pa.ListArray.from_arrays(offsets, structs),
+        _box_lists(missing),
+        _box_lists(filled),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _within(boxes: Sequence[Box], corners: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The parts of the boxes within each chunk."""
+    rows = np.array([[*box.start, *box.stop] for box in boxes], np.int64).reshape(-1, 6)
+    return [_inside(chunk, rows) for chunk in corners]
+
+
+def _box_lists(parts: Sequence[NDArray[np.int64]]) -> pa.ListArray:
+    import pyarrow as pa
+
+    flat = np.concatenate(parts)
+    structs = pa.StructArray.from_arrays([pa.array(column) for column in flat.T], names=list(CORNERS))
+    return pa.ListArray.from_arrays(np.cumsum([0, *(len(part) for part in parts)]).tolist(), structs)
 
 
 def _chunk_corners(box: Box, spec: Layout) -> NDArray[np.int64]:

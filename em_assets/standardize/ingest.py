@@ -60,14 +60,15 @@ def fetch_regions(
         if fills:
             samples += _filled(region)
         index = index_of(region.box)
-        missing = [] if fills else [box.shifted(corner) for box in absent]
+        parts = [box.shifted(corner) for box in absent]
+        missing = [] if fills else parts
         record = write_region(
             folder,
             spec,
             index,
             region.voxels,
             missing=missing,
-            filled_source_chunks=len(absent) if fills else 0,
+            filled=parts if fills else (),
             samples=[replace(sample, position=add(sample.position, corner)) for sample in samples],
             source_url=source_url or region.source_url,
             source_box=region.box,

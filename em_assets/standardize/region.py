@@ -36,7 +36,7 @@ def write_region(
     voxels: NDArray[Any],
     *,
     missing: Sequence[Box] = (),
-    filled_source_chunks: int = 0,
+    filled: Sequence[Box] = (),
     samples: Sequence[SampledVoxel] = (),
     source_url: str | None = None,
     source_box: Box | None = None,
@@ -49,7 +49,7 @@ def write_region(
 
     `missing` (parts the publisher does not have, not overlapping, where `voxels` is 0) and `samples` (what the source
     says of some voxels, decoded another way) are in voxels of the stored volume; `source_box` is in the publisher's.
-    `filled_source_chunks` says how many of the publisher's chunks count as real only because the spec has them filled.
+    `filled` are likewise parts that the publisher does not have: they count as real only because the spec fills them.
     `started` is the `time.monotonic()` from which the record's `seconds` count (default: now). `meanwhile` is called
     while the disk or the server takes the object.
 
@@ -84,7 +84,8 @@ def write_region(
         objects=objects,
         identity=spec.identity(),
         missing=tuple(sorted(missing)),
-        filled_source_chunks=filled_source_chunks,
+        filled_source_chunks=len(filled),
+        filled=tuple(sorted(filled)),
         source_url=source_url,
         source_box=source_box,
         received_bytes=received_bytes,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from em_assets.catalog.mapping import dm, empiar, hdf5, idr, mrc, n5, precomputed, spec, tiff, zarr
+from em_assets.catalog.mapping import cryoet, dm, empiar, hdf5, idr, mrc, n5, precomputed, spec, tiff, zarr
 from em_assets.catalog.statements import Reader
 
 READERS: Mapping[str, Reader] = {
@@ -29,5 +29,12 @@ READERS: Mapping[str, Reader] = {
     "zarr": zarr.read,
     "n5": n5.read,
     "precomputed": precomputed.read,
+    "cryoet_api": cryoet.read_api,
+    "cryoet_metadata": cryoet.read_metadata,
+    "mrc_header": cryoet.read_mrc_header,
+    "ome_zarr_attributes": cryoet.read_zarr_attributes,
+    "zarr_array": cryoet.read_zarr_array,
+    "points": cryoet.read_points,
+    "mdoc": cryoet.read_mdoc,
 }
 """By extractor."""

@@ -28,7 +28,7 @@ UNITS = {
 """Of a field's unit: the power of ten that leads to it from others. Lengths are `_units.py`'s, sizes `values.py`'s."""
 FOLDED = {name.casefold(): name for powers in UNITS.values() for name in powers}
 """A key of a claim has its unit in small letters; none of these differ in their case only."""
-COUNTS = frozenset({"channels", "source_levels", "image_count"})
+COUNTS = frozenset({"channels", "source_levels", "image_count", "object_count"})
 
 
 def said(
