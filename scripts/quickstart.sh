@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job, offline, on the publishers in small that `em-assets sample` serves on 127.0.0.1.
 #   quickstart.sh        the hemibrain: cropped, standardized, checked, catalogued
-#   quickstart.sh all    all five publishers, with their metadata, in one run
+#   quickstart.sh all    all six publishers, with their metadata, in one run
 # Called by `make quickstart` and `make quickstart-all`. Ends with exit code 0 only if every step did; what failed says
 # so in the last line.
 set -euo pipefail

@@ -28,8 +28,9 @@ from typing import Any, Protocol
 import yaml
 
 from em_assets.errors import Mismatch, Unavailable
-from em_assets.sample import empiar, epfl, hemibrain, idr, openorganelle
+from em_assets.sample import cryoet, empiar, epfl, hemibrain, idr, openorganelle
 from em_assets.sample.ftp import require_ftp_server
+from em_assets.sample.graphql import require_graphql
 from em_assets.sample.publishing import Addresses
 from em_assets.sample.server import IDENTITY_PATH, PORT_TAKEN
 
@@ -43,7 +44,7 @@ START_SECONDS = 30.0
 STOP_SECONDS = 5.0
 LOCK_SECONDS = 300.0
 MAX_PORT = 1 << 16
-SERVING = frozenset({"origin", "server", "ftp", "buckets"})
+SERVING = frozenset({"origin", "server", "ftp", "buckets", "graphql", "cryoet_rows"})
 """Modules that decide nothing of what is written."""
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []
@@ -84,6 +85,7 @@ PUBLISHERS: dict[str, Publisher] = {
     empiar.DATASET: empiar,
     epfl.DATASET: epfl,
     openorganelle.DATASET: openorganelle,
+    cryoet.DATASET: cryoet,
 }
 """By dataset name."""
 
@@ -118,9 +120,10 @@ def up(folder: Path = Path(".sample"), *, volume: Path | None = None, seed: int 
 
     `volume` is published instead of the drawn hemibrain. What was there before stays until the new is whole. Raises
     Mismatch for a folder that is not ours, Malformed or Unsupported for a volume that cannot be used, Unsupported
-    without the FTP server's library, Unavailable if the server does not start.
+    without the libraries of the FTP server and of GraphQL, Unavailable if the server does not start.
     """
     require_ftp_server()
+    require_graphql()
     folder = folder.absolute()
     _claim(folder)
     with _locked(folder):

@@ -1,4 +1,4 @@
-"""A file server that behaves like the publishers' servers: HTTP/1.1, Range, ETag, CORS, gzip-encoded `info`.
+"""A file server that behaves like the publishers' servers: HTTP/1.1, Range, ETag, CORS, gzip-encoded `info`, GraphQL.
 
 Dot files in a folder give it a page of its own or make it an S3 bucket (`pages.py`, `buckets.py`). In a test:
 `with OriginServer(folder) as server: server.url`. In the background, with FTP beside it (`ftp.py`):
@@ -44,12 +44,16 @@ PORT_TAKEN = 3
 LOG_ENTRIES = 100_000
 """Requests `log` keeps, so that a long-running server does not grow."""
 
+MAX_QUERY_BYTES = 1 << 20
+"""Of a GraphQL query."""
+METHODS = "GET, HEAD, OPTIONS, POST"
+
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Accept-Ranges, Content-Encoding, Content-Length, Content-Range, ETag",
 }
 PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
+    "Access-Control-Allow-Methods": METHODS,
     "Access-Control-Allow-Headers": "*",
     "Access-Control-Max-Age": "3600",
 }
@@ -196,6 +200,7 @@ class OriginHandler(BaseHTTPRequestHandler):
 
     def __init__(self, origin: OriginServer, *args: Any) -> None:
         self.origin = origin
+        self.posted = b""
         super().__init__(*args)
 
     def do_GET(self) -> None:
@@ -207,6 +212,18 @@ class OriginHandler(BaseHTTPRequestHandler):
 
     do_HEAD = do_OPTIONS = do_GET  # noqa: N815  # the base class looks for these names
 
+    def do_POST(self) -> None:
+        """GraphQL: what is posted is read before anything is decided, so that the connection can be used again."""
+        path = urlsplit(self.path).path
+        self.origin.count_request(self.command, path, None)
+        length = self.headers.get("Content-Length", "")
+        if length.isdecimal() and int(length) <= MAX_QUERY_BYTES:
+            self.posted = self.rfile.read(int(length))
+        else:
+            self.posted = b""
+            self.close_connection = True
+        self.send(self.reply_to(path))
+
     def drop_request_body(self) -> None:
         """Nothing here takes one: if it comes anyway, the connection cannot be used again."""
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
@@ -214,9 +231,14 @@ class OriginHandler(BaseHTTPRequestHandler):
 
     def reply_to(self, path: str) -> Reply:
         if self.command == "OPTIONS":
-            return Reply(HTTPStatus.NO_CONTENT, {**CORS, **PREFLIGHT, "Allow": "GET, HEAD, OPTIONS"})
+            return Reply(HTTPStatus.NO_CONTENT, {**CORS, **PREFLIGHT, "Allow": METHODS})
+        if self.command == "POST":
+            return self.reply_to_query(path)
         if path == IDENTITY_PATH and self.origin.token:
             return self.identity()
+        return self.reply_from_files(path)
+
+    def reply_from_files(self, path: str) -> Reply:
         query = urlsplit(self.path).query
         bucket, key = self.origin.bucket(path)
         if bucket is not None and not key and buckets.is_listing(query):
@@ -228,6 +250,16 @@ class OriginHandler(BaseHTTPRequestHandler):
             text = buckets.error("NoSuchKey", "The specified key does not exist.", key)
             return _xml(HTTPStatus.NOT_FOUND, text)
         return Reply.text(HTTPStatus.NOT_FOUND, f"there is no file {path}", **CORS)
+
+    def reply_to_query(self, path: str) -> Reply:
+        from em_assets.sample import graphql  # what answers it is loaded by whoever asks
+
+        if not path.endswith(graphql.SUFFIX):
+            return Reply.text(HTTPStatus.METHOD_NOT_ALLOWED, **CORS, Allow="GET, HEAD, OPTIONS")
+        host_url = f"http://{self.headers['Host']}" if self.headers.get("Host") else self.origin.url
+        answer = graphql.answer(self.origin.folder, path, urlsplit(self.path).query, self.posted, host_url)
+        headers = {**CORS, "Content-Type": answer.content_type}
+        return Reply(answer.status, headers, answer.body, length=len(answer.body))
 
     def identity(self) -> Reply:
         origin = self.origin
