@@ -2,6 +2,7 @@
 
     hemibrain_crop_chunks (by region) --> hemibrain_crop --> hemibrain_crop_metadata --+
                                                         +--> hemibrain_crop_blocks   --+
+                                                        +--> hemibrain_crop_portal, when it is asked for
     empiar_11759_files    (by file)   --> empiar_11759   --> empiar_11759_metadata   --+--> metadata_catalog --> exports
                                                         +--> empiar_11759_blocks     --+
 
@@ -53,6 +54,8 @@ FOLLOWS_ANY = (
 """Likewise, of whichever of its dependencies are there: nobody downloads every dataset to get a catalogue of one.
 Unlike `eager` it is not put off by the catalogue of a dataset's own step: that may be older than the claims."""
 RESOURCES = {"storage"}
+PORTAL = "portal"
+"""Folder of the store with the tree that all datasets share that were asked for in the CryoET Data Portal's layout."""
 LARGEST_INLINE_PREVIEW_BYTES = 50_000
 """Each copy stays in the event log for ever."""
 CONTACT_SHEET_BLOCKS, CONTACT_SHEET_PIXELS = (24, 12), 48
@@ -70,11 +73,13 @@ class Platform:
 def build_dataset_assets(
     spec: DatasetSpec, platform: Platform
 ) -> tuple[list[dg.AssetsDefinition], list[dg.AssetChecksDefinition]]:
-    """The assets of one dataset, and their checks. Without a standardized volume there are no blocks of it."""
+    """The assets of one dataset, and their checks. Without a standardized volume there are no blocks of it, and no
+    tree of the portal's.
+    """
     assets = [_received_asset(spec, platform), _dataset_asset(spec, platform), _metadata_asset(spec, platform)]
     checks = [build_volume_checks(spec, _run_checks(spec, platform), RESOURCES)]
     if spec.makes_standard:
-        assets.append(_blocks_asset(spec, platform))
+        assets += [_blocks_asset(spec, platform), _portal_asset(spec, platform)]
         checks.append(build_block_checks(blocks_asset(spec.name), _run_block_checks(spec, platform), RESOURCES))
     return assets, checks
 
@@ -233,6 +238,61 @@ def _blocks_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
 
     return blocks
+
+
+def portal_asset(name: str) -> str:
+    """The name of the asset with a dataset's tree as the CryoET Data Portal has one."""
+    return f"{name}_portal"
+
+
+def _portal_asset(spec: DatasetSpec, platform: Platform) -> dg.AssetsDefinition:
+    """Made when somebody asks for it: it is as large as the dataset."""
+
+    @_asset(
+        spec,
+        portal_asset(spec.name),
+        deps=[spec.name],
+        description=f"{spec.name} in the CryoET Data Portal's layout, below {PORTAL}/: OME-Zarr, MRC, metadata JSON.",
+        kinds={"zarr", "mrc", "json"},
+    )
+    def portal(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from em_assets.portal.tree import export_tree
+        from em_assets.store import ObjectStore, open_store
+
+        store = _store(context)
+        target = open_store(store.uri(PORTAL), store.access if isinstance(store, ObjectStore) else None)
+        with _explained(context, spec, platform), _reporter(context, spec, platform) as reporter:
+            done = export_tree(
+                DatasetFolder(store, spec.name),
+                target,
+                spec=spec,
+                workers=platform.settings.workers,
+                progress=reporter,
+            )
+            pictures = [target.read(key) for key in done.pictures] if done.new else []
+            written = f"{done.new} of {len(done.keys)} files and groups written"
+            reporter.finish([f"{spec.name}: {written}, {human_bytes(done.size_bytes)} in {target.uri('')}"])
+        metadata: dict[str, Any] = {
+            "dagster/uri": target.uri(str(done.dataset_id)),
+            "dataset": done.dataset_id,
+            "deposition": done.deposition_id,
+            "runs": ", ".join(done.runs),
+            "files_and_groups": len(done.keys),
+            "written": done.new,
+            "file_size_bytes": done.size_bytes,
+            "missing_voxels": done.missing_voxels,
+            "not stated by anybody": dg.MetadataValue.json(dict(done.unknown)),
+            "paths": dg.MetadataValue.md("\n".join(f"- {key}" for key in done.keys)),
+        }
+        if done.notes:
+            metadata["careful"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in done.notes))
+        picture = next((one for one in pictures if len(one) <= LARGEST_INLINE_PREVIEW_BYTES), None)
+        if picture is not None:
+            inline = base64.b64encode(picture).decode()
+            metadata["picture"] = dg.MetadataValue.md(f"![key photo](data:image/png;base64,{inline})")
+        return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(done.sha256))
+
+    return portal
 
 
 def _volumes(folder: DatasetFolder) -> list[DatasetFolder]:

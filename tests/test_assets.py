@@ -223,6 +223,7 @@ def test_definitions_say_what_each_asset_is(location):
         "small": (["small_chunks"], "test", ["ome", "zarr"], team, True, True),
         "small_metadata": (["small"], "test", ["parquet"], team, True, True),
         "small_blocks": (["small"], "test", ["parquet"], team, True, True),
+        "small_portal": (["small"], "test", ["json", "mrc", "zarr"], team, False, True),
         "metadata_catalog": (["small_blocks", "small_metadata"], "catalog", ["duckdb"], team, True, False),
         "metadata_exports": (["metadata_catalog"], "catalog", ["csv", "json", "parquet"], team, True, False),
         "metadata_summary": (["metadata_catalog"], "catalog", ["markdown"], team, True, False),
