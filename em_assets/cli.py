@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,6 +23,8 @@ import typer.core
 from em_assets.adding.commands import add_app
 from em_assets.cli_blocks import block_commands
 from em_assets.cli_catalog import catalog_commands
+from em_assets.cli_ingest import ingest_commands
+from em_assets.cli_portal import BaseUrlOption, DatasetIdOption, DepositionIdOption, NgffOption, ToOption, export_trees
 from em_assets.cli_shared import (
     FormatOption,
     JsonOption,
@@ -50,7 +52,7 @@ RECEIVED_FOLDERS = ("original", "original_records", "documents")
 """What `rm --keep-original` leaves."""
 VERIFIED = ("files", "checksums", "completeness")
 """The checks of `verify`."""
-ExportFormat = Literal["npy", "tiff", "mrc", "ome-zarr-0.4"]
+ExportFormat = Literal["npy", "tiff", "mrc", "ome-zarr-0.4", "cryoet-portal"]
 
 FolderOption = Annotated[Path, typer.Option("--folder", help="where the sample lies")]
 
@@ -180,6 +182,7 @@ def list_datasets(form: FormatOption = "table") -> None:
 # Between the list of datasets and what else there is of them, which is the order of the help.
 app.registered_commands += catalog_commands.registered_commands
 app.registered_commands += block_commands.registered_commands
+app.registered_commands += ingest_commands.registered_commands
 
 
 @app.command(epilog="Example: em-assets plan hemibrain_crop")
@@ -379,19 +382,53 @@ def get(
 
 @app.command(epilog="Example: em-assets export hemibrain_crop --format tiff --level 2")
 def export(
-    name: Annotated[str, typer.Argument(metavar="NAME[/VOLUME]", help="a dataset, or a further volume of it")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME[/VOLUME]...", help="a dataset, or a further volume of it")
+    ],
     *,
     form: Annotated[ExportFormat, typer.Option("--format", help="what to write")],
     level: Annotated[int | None, typer.Option(min=0, help="0 is the finest; ome-zarr-0.4 takes all by default")] = None,
     box: Annotated[str | None, typer.Option(metavar="Z0:Z1,Y0:Y1,X0:X1", help="a part, in voxels of the level")] = None,
     output: Annotated[Path | None, typer.Option(help="by default ./NAME[.LEVEL] with the format's ending")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
+    to: ToOption = None,
+    dataset_id: DatasetIdOption = None,
+    deposition_id: DepositionIdOption = None,
+    base_url: BaseUrlOption = None,
+    ngff: NgffOption = None,
 ) -> None:
-    """Writes a stored volume in a plain format.
+    """Writes a stored volume in a plain format, or datasets as the CryoET Data Portal's tree.
 
-    Whole, a level or a box of it. Beside it lies a JSON file: what it is of, where it lies, its sha256, licence and
-    citation.
+    A plain format has the volume, a level or a box of it. Beside it lies a JSON file: what it is of, where it lies,
+    its sha256, licence and citation. `cryoet-portal` writes whole datasets below --to, and what is there already as it
+    would be written is left alone.
     """
+    of_tree = {"--to": to, "--dataset-id": dataset_id, "--deposition-id": deposition_id, "--base-url": base_url}
+    of_file = {"--level": level, "--box": box, "--output": output, "--force": force or None}
+    _refuse_options(form, of_file if form == "cryoet-portal" else of_tree | {"--ngff": ngff})
+    if form == "cryoet-portal":
+        export_trees(names, to, dataset_id=dataset_id, deposition_id=deposition_id, base_url=base_url, ngff=ngff)
+        return
+    if len(names) > 1:
+        raise typer.BadParameter(f"{form} is of one volume; give one NAME, or --format cryoet-portal.")
+    _export_volume(names[0], form, level=level, box=box, output=output, force=force)
+
+
+def _refuse_options(form: ExportFormat, others: Mapping[str, object]) -> None:
+    given = [option for option, value in others.items() if value is not None]
+    if given:
+        raise typer.BadParameter(f"--format {form} has no {', '.join(given)}; leave it out.")
+
+
+def _export_volume(
+    name: str,
+    form: Literal["npy", "tiff", "mrc", "ome-zarr-0.4"],
+    *,
+    level: int | None,
+    box: str | None,
+    output: Path | None,
+    force: bool,
+) -> None:
     from em_assets.export import export_volume
     from em_assets.progress import open_reporter
 

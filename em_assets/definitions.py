@@ -19,6 +19,7 @@ from em_assets.automation import build_sensors
 from em_assets.datasets.loading import load_sound_specs
 from em_assets.datasets.spec import ASSET_SUFFIXES
 from em_assets.errors import EmAssetsError, Malformed
+from em_assets.ingest_assets import build_ingestion_assets
 from em_assets.partitions import explain_arguments
 from em_assets.resources.storage import Storage
 from em_assets.resources.zarr_io import ZarrRegionIOManager
@@ -46,6 +47,8 @@ def build_defs(
         dataset_assets, dataset_checks = build_dataset_assets(spec, platform)
         assets += _with_reference(dataset_assets, spec_file(spec.name, folders))
         checks += dataset_checks
+    taken = [key.to_user_string() for asset in assets for key in asset.keys]
+    assets += build_ingestion_assets(folders, settings, taken)
     return dg.Definitions(
         assets=assets,
         asset_checks=checks,
