@@ -15,7 +15,7 @@ help: ## This list
 quickstart: $(STAMP) ## The main job, offline, on the sample origin; prints what it made
 	@scripts/quickstart.sh
 
-quickstart-all: $(STAMP) ## The same for all five publishers, with their metadata
+quickstart-all: $(STAMP) ## The same for all publishers, with their metadata
 	@scripts/quickstart.sh all
 
 test: $(STAMP) ## The tests (not those marked slow or network); three at once, because many wait
