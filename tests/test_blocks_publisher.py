@@ -131,6 +131,7 @@ def test_other_publishers_read_as_they_will_be_stored(publishers, tmp_path, name
     require_equal(volume, em.open(name if sub is None else f"{name}/{sub}", settings=settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["record", "fill"])
 @pytest.mark.parametrize("form", WRITERS)
 def test_what_is_missing_is_missing_alike(tmp_path, form, policy):

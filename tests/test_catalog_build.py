@@ -551,6 +551,7 @@ def test_two_builders_at_once(tmp_path: Path):
     assert not litter(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_builder_leaves_the_old_or_the_new_file(tmp_path: Path):
     """SIGKILL at random moments: the database is always whole, the lock is free, the next build clears up."""
     build(tmp_path, make_spec())

@@ -215,6 +215,7 @@ def test_a_note_asked_for_by_the_parent_is_left_to_it(toy: Path, tmp_path: Path)
     assert not done.stderr.splitlines()[-1].startswith("the origin")
 
 
+@pytest.mark.slow
 def test_outside_the_repository_the_error_is_dagsters(toy: Path, tmp_path: Path):
     """Without a workspace.yaml that names us, Dagster says and returns what it does without us."""
     outside = tmp_path / "outside"

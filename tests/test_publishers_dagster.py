@@ -104,6 +104,7 @@ def test_a_file_in_the_history_is_the_file_that_is_stored(location):
         assert events[key].tags["dagster/data_version"] == events[key].metadata["sha256"].value
 
 
+@pytest.mark.slow
 def test_one_file_alone_leaves_the_rest_to_do(location):
     """A file can be fetched by itself: the dataset is unfinished and says so; its name then does the rest."""
     keys = partition_keys(location.spec(EMPIAR))
@@ -131,6 +132,7 @@ def test_a_second_run_makes_no_second_event(location):
     assert len(versions) == 2 and len(set(versions)) == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_fails_is_named_and_the_others_are_kept(location):
     """The sentence is the failure's, the record's and the catalogue's; the next run fetches that file alone."""
     location.spec(EMPIAR, source={"mirrors": []})

@@ -337,6 +337,7 @@ def opened(folder, form):
     return (open_n5 if form == "n5" else open_zarr)(folder_url(folder), None, client, speed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", WRITERS)
 @given(data=st.data())
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
