@@ -24,7 +24,15 @@ from em_assets.adding.commands import add_app
 from em_assets.cli_blocks import block_commands
 from em_assets.cli_catalog import catalog_commands
 from em_assets.cli_ingest import ingest_commands
-from em_assets.cli_portal import BaseUrlOption, DatasetIdOption, DepositionIdOption, NgffOption, ToOption, export_trees
+from em_assets.cli_portal import (
+    BaseUrlOption,
+    DatasetIdOption,
+    DepositionIdOption,
+    NgffOption,
+    ToOption,
+    VerifyOption,
+    export_trees,
+)
 from em_assets.cli_shared import (
     FormatOption,
     JsonOption,
@@ -380,7 +388,10 @@ def get(
         print("\n".join(_summary(platform.folder(spec.name))))
 
 
-@app.command(epilog="Example: em-assets export hemibrain_crop --format tiff --level 2")
+@app.command(
+    epilog="Examples: em-assets export hemibrain_crop --format tiff --level 2; "
+    "em-assets export hemibrain_crop --format cryoet-portal --to tree"
+)
 def export(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME[/VOLUME]...", help="a dataset, or a further volume of it")
@@ -396,6 +407,7 @@ def export(
     deposition_id: DepositionIdOption = None,
     base_url: BaseUrlOption = None,
     ngff: NgffOption = None,
+    verify: VerifyOption = False,
 ) -> None:
     """Writes a stored volume in a plain format, or datasets as the CryoET Data Portal's tree.
 
@@ -404,10 +416,13 @@ def export(
     would be written is left alone.
     """
     of_tree = {"--to": to, "--dataset-id": dataset_id, "--deposition-id": deposition_id, "--base-url": base_url}
+    of_tree["--verify"] = verify or None
     of_file = {"--level": level, "--box": box, "--output": output, "--force": force or None}
     _refuse_options(form, of_file if form == "cryoet-portal" else of_tree | {"--ngff": ngff})
     if form == "cryoet-portal":
-        export_trees(names, to, dataset_id=dataset_id, deposition_id=deposition_id, base_url=base_url, ngff=ngff)
+        export_trees(
+            names, to, dataset_id=dataset_id, deposition_id=deposition_id, base_url=base_url, ngff=ngff, verify=verify
+        )
         return
     if len(names) > 1:
         raise typer.BadParameter(f"{form} is of one volume; give one NAME, or --format cryoet-portal.")

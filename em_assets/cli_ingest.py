@@ -63,6 +63,7 @@ def ingest(
     name: Annotated[
         str | None, typer.Option("--name", help="of its assets in Dagster [ingest_ and the config's name]")
     ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="read what is there, and make anew what is damaged")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Makes a bucket of raw files into the CryoET Data Portal's tree.
@@ -94,7 +95,7 @@ def ingest(
     plan = make_plan(loaded, open_store(source), open_store(destination) if destination else None, filters)
     if destination is not None and not dry_run and not any(problem.is_error for problem in plan.problems):
         registered = _registered(plan, _Asked(config, source, destination, words, partial=partial), name, settings)
-        _carry_out(plan, source, destination, registered, settings, as_json=as_json)
+        _carry_out(plan, source, destination, registered, settings, verify=verify, as_json=as_json)
         return
     if as_json:
         say(json.dumps(_values(plan), indent=1, ensure_ascii=False, default=str))
@@ -102,7 +103,8 @@ def ingest(
         for line in plan_lines(plan, source):
             say(line)
     if plan.errors:
-        warn(on_one_line(f"{len(plan.errors)} errors; the first: {plan.errors[0]}"))
+        count = "1 error" if len(plan.errors) == 1 else f"{len(plan.errors)} errors; the first"
+        warn(on_one_line(f"{count}: {plan.errors[0]}"))
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -133,11 +135,20 @@ def _registered(plan: IngestPlan, asked: _Asked, name: str | None, settings: Set
         partial=asked.partial,
     )
     file = register(ingestion, output_folder(settings))
-    return f"{len(ingestion.runs)} runs, in Dagster the partitions of {ingestion.runs_asset} ({file})"
+    rest = len(plan.runs) - len(ingestion.runs)
+    others = f"; {rest} with names that Dagster does not take are made with {ingestion.name} alone" if rest else ""
+    return f"{len(ingestion.runs)} runs, in Dagster the partitions of {ingestion.runs_asset} ({file}){others}"
 
 
 def _carry_out(
-    plan: IngestPlan, source: str, destination: str, registered: str | None, settings: Settings, *, as_json: bool
+    plan: IngestPlan,
+    source: str,
+    destination: str,
+    registered: str | None,
+    settings: Settings,
+    *,
+    verify: bool,
+    as_json: bool,
 ) -> None:
     from em_assets.ingest.run import ingest as carry_out
     from em_assets.store import open_store
@@ -147,7 +158,8 @@ def _carry_out(
 
     if registered is not None:
         warn(registered)
-    report = carry_out(plan, open_store(source), open_store(destination), settings=settings, progress=tell)
+    stores = open_store(source), open_store(destination)
+    report = carry_out(plan, *stores, settings=settings, progress=tell, verify=verify)
     if as_json:
         say(json.dumps(dataclasses.asdict(report) | {"is_complete": report.is_complete}, indent=1, ensure_ascii=False))
     else:
@@ -159,8 +171,10 @@ def _carry_out(
 
 def _values(plan: IngestPlan) -> dict[str, Any]:
     """The plan as JSON has it, without the config itself."""
-    parts = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name != "config"}
+    others = ("config", "is_filtered")
+    parts = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name not in others}
     return {
         "config": plan.config.file,
+        "is_filtered": plan.is_filtered,
         **{name: [dataclasses.asdict(item) for item in items] for name, items in parts.items()},
     }

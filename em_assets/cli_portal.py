@@ -27,6 +27,9 @@ DepositionIdOption = Annotated[
 BaseUrlOption = Annotated[
     str | None, typer.Option("--base-url", metavar="URL", help="cryoet-portal: where the tree will be served")
 ]
+VerifyOption = Annotated[
+    bool, typer.Option("--verify", help="cryoet-portal: read what is there, and write anew what is damaged")
+]
 NgffOption = Annotated[Literal["0.4", "0.5"] | None, typer.Option(help="cryoet-portal: version of OME-Zarr [0.4]")]
 
 
@@ -38,6 +41,7 @@ def export_trees(
     deposition_id: int | None,
     base_url: str | None,
     ngff: Literal["0.4", "0.5"] | None,
+    verify: bool = False,
 ) -> None:
     """One dataset of the tree after another, whole datasets; the first that cannot be written ends it."""
     from em_assets.portal.tree import export_tree
@@ -67,6 +71,7 @@ def export_trees(
                 ngff=ngff or "0.4",
                 workers=platform.settings.workers,
                 progress=reporter,
+                verify=verify,
             )
         was = "already" if not done.new else "written" if done.new == len(done.keys) else f"written, {done.new} anew"
         runs = f"run {done.runs[0]}" if len(done.runs) == 1 else f"runs {', '.join(done.runs)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,8 @@ WRONG = {
     "unknown": ("name: ingest_bad\nconfig: a\nfrom: b\nto: c\nruns: []\nmore: 1", "more"),
     "another name": ("name: other\nconfig: a\nfrom: b\nto: c\nruns: []", "name is other, but the file is"),
     "twice": ("name: ingest_bad\nconfig: a\nfrom: b\nto: c\nruns: [x, x]", "of different names"),
+    "nested": ("a: " + "[" * 100_000, "nested more than"),
+    "in itself": ("a: &a [*a]", "stands inside"),
     "key": ('name: ingest_bad\nconfig: a\nfrom: b\nto: c\nruns: ["a...b"]', "cannot be a partition"),
 }
 
@@ -196,6 +199,16 @@ def test_an_ingestion_reads_back(location):
 def test_an_ingestion_is_named_after_its_config(file, name):
     """The name is a dataset's: lower-case letters, digits and single underscores."""
     assert default_name(Path(file)) == name
+
+
+def test_a_run_that_is_no_partition_is_made_with_the_whole(location, monkeypatch):
+    """A name that Dagster does not take keeps neither the others nor itself from being made."""
+    shutil.copy(location.raw / "TS_1.mrc", location.raw / "TS_....mrc")
+    done = command(location, monkeypatch, "--name", "ingest_odd", "--to", str(location.tree))
+    assert done.exit_code == 0, done.output
+    assert "1 with names that Dagster does not take are made with ingest_odd alone" in done.output
+    assert load_ingestions([location.specs])[0]["ingest_odd"].runs == RUNS
+    assert has_run(location, "TS_...") and has_run(location, "TS_1")
 
 
 def test_an_unknown_run_is_malformed(location):

@@ -601,6 +601,14 @@ def test_filters(case):
     assert names(case.plan("--filter-voxel-spacing-name", "9", **kinds), "tomogram") == []
 
 
+def test_what_cannot_be_made_can_be_left_out(case):
+    """A run whose name cannot be a folder is no error where a filter leaves it out."""
+    runs = [{"literal": {"value": ["..", "TS_1"]}}]
+    assert errors(case.plan(runs=runs))
+    plan = case.plan("--exclude-run-name", r"\.\.$", runs=runs)
+    assert not errors(plan) and [run.run.name for run in plan.runs] == ["TS_1"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -30,7 +30,7 @@ from em_assets.ingest.plan import make_plan
 from em_assets.ingest.report import IngestReport
 from em_assets.ingest.run import ingest
 from em_assets.ingest.tilt_series import alignment_values
-from em_assets.ingest.volumes_of import Mask, Resampled, voxel_size_of
+from em_assets.ingest.volumes_of import CHUNK_VOXELS, Mask, Resampled, read_pieces, voxel_size_of
 from em_assets.ingest.yaml_lines import Problems
 from em_assets.store import LocalStore, Store, open_store
 from em_assets.volume import Box, VolumeInfo
@@ -496,6 +496,64 @@ def test_a_changed_source_is_made_again(again):
     assert (again.tree / RUN1 / "TiltSeries/100/TS_run1.rawtlt").read_text().startswith("-4.37")
 
 
+def test_a_flipped_byte_is_found_by_verify(again):
+    """Of a volume and of a copy, though every size is right; what was damaged is made as it was, and nothing else."""
+    before = {key: (again.tree / key).read_bytes() for key in again.files() if key.startswith(f"{RUN1}/")}
+    damaged = [
+        f"{RUN1}/{TOMOGRAMS}/TS_run1.zarr/1/0/0/0",
+        f"{RUN1}/Frames/TS_run1.mdoc",
+        f"{RUN1}/TiltSeries/100/TS_run1.mrc",
+    ]
+    for key in damaged:
+        data = bytearray(before[key])
+        data[len(data) // 2] ^= 1
+        (again.tree / key).write_bytes(bytes(data))
+    report = again.ingest(verify=True)
+    made = [one.kind for run in report.runs for one in run.entities if one.status == "made"]
+    assert sorted(made) == ["collection_metadata", "tiltseries", "tomogram"]
+    assert all((again.tree / key).read_bytes() == before[key] for key in damaged)
+
+
+def test_what_the_config_finds_no_more_is_named(again):
+    """An entity, and a run, of an earlier config stay and are said with their files; with filters nothing is."""
+    del again.config["gains"]
+    (again.bucket / "input_bucket/10001_input/tomograms/TS_run2.rec").unlink()
+    filtered = again.ingest("--filter-run-name", "TS_run1")
+    assert not [one for run in filtered.runs for one in run.entities if one.status == "left"]
+    report = again.ingest()
+    assert report.is_complete
+    [gain] = [one for run in report.runs for one in run.entities if one.status == "left"]
+    assert gain.kind == "gain" and gain.keys == (f"{RUN1}/Gains/CountRef_TS_run1.gain",)
+    assert "Remove it if nobody wants it" in gain.notes[0] and gain.keys[0] in gain.notes[0]
+    [left] = [one for one in report.above if one.status == "left"]
+    assert (left.kind, left.name, left.keys) == ("run", "TS_run2", ("10001/TS_run2",))
+    assert (again.tree / "10001/TS_run2/run_metadata.json").is_file() and (again.tree / gain.keys[0]).is_file()
+
+
+def test_no_record_names_a_folder_of_this_machine(dataset1):
+    """The tree and the records beside it may be published: neither says where source, cache or config lie."""
+    case, _ = dataset1
+    for file in case.tree.rglob("*.json"):
+        assert str(case.folder) not in file.read_text()
+
+
+def test_a_source_that_goes_while_it_is_read_fails_its_entity(again, monkeypatch):
+    """A file that is listed and then gone is that entity's failure, by name; the rest is made."""
+    shutil.rmtree(again.tree)
+    read = LocalStore.read
+
+    def vanishing(store: LocalStore, path: str) -> bytes:
+        if path.endswith("TS_run1.xf"):
+            raise FileNotFoundError(2, "No such file or directory", f"{store.root}/{path}")
+        return read(store, path)
+
+    monkeypatch.setattr(LocalStore, "read", vanishing)
+    report = again.ingest("--filter-run-name", "TS_run1", runs=["TS_run1"])
+    first = report.failed[0]
+    assert first.kind == "alignment" and "TS_run1.xf could not be read or written" in str(first.error)
+    assert (again.tree / RUN1 / "TiltSeries/100/tiltseries_metadata.json").is_file()
+
+
 def test_a_failing_run_leaves_the_others(again):
     """Angles that fit no note fail one tilt series, named with both files; the other run is made."""
     shutil.rmtree(again.tree)
@@ -898,6 +956,16 @@ def test_masks_neither_grow_nor_shrink():
         assert other.mean() == pytest.approx(ball.mean(), rel=0.15)
         middle = (np.argwhere(other).mean(0) + 0.5) / shape_zyx
         assert np.allclose(middle, (np.argwhere(ball).mean(0) + 0.5) / ball.shape, atol=0.005)
+
+
+@pytest.mark.parametrize("chunk", [(1, 5000, 5000), (256, 256, 256), (3, 5000, 1), None], ids=str)
+def test_pieces_tile_and_are_small(chunk):
+    """Whatever the chunks are: every voxel in one piece, and none much larger than what is read at a time."""
+    box = Box((1, 2, 3), (81, 5002, 5003))
+    pieces = list(read_pieces(box, chunk))
+    assert sum(piece.voxels for piece in pieces) == box.voxels and all(box.contains(piece) for piece in pieces)
+    assert len({piece.start for piece in pieces}) == len(pieces)
+    assert max(piece.voxels for piece in pieces) <= CHUNK_VOXELS
 
 
 def test_resampling_reads_any_box_alike():

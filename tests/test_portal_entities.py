@@ -11,7 +11,7 @@ import pytest
 
 from em_assets.errors import Malformed
 from em_assets.portal.entities import ENTITIES, AnnotationMetadata, TomogramMetadata, as_json, parse_entity
-from em_assets.portal.ids import CLAIM, FIRST, IDENTITY, claim_id, find_id, identity_of, release_id
+from em_assets.portal.ids import CLAIM, FIRST, IDENTITY, claim_id, find_id, identity_of, reclaim_id, release_id
 from em_assets.store import LocalStore, open_store
 
 AUTHORS = [
@@ -536,6 +536,18 @@ def test_a_claim_of_a_finished_number_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(ids, "_create", overtaken)
     assert claim_id(store, FOLDER, {"deposition_id": 5}) == FIRST + 1
     assert not (tmp_path / FOLDER / str(FIRST) / CLAIM).exists()
+
+
+def test_a_number_is_had_again_unless_it_is_anothers_by_now(tmp_path):
+    """Whoever kept a number while the folder was removed gets it back; not from somebody who took it meanwhile."""
+    store, folder = LocalStore(tmp_path), "1/R/Tomograms"
+    ours, other = {"deposition_id": 1}, {"deposition_id": 2}
+    assert reclaim_id(store, folder, 100, ours) == 100 and find_id(store, folder, ours) == 100
+    store.delete_all(folder)
+    assert claim_id(store, folder, other) == 100
+    assert reclaim_id(store, folder, 100, ours) == 101
+    store.write(f"{folder}/103/left.mrc", b"files without a JSON are its own, if it says so")
+    assert reclaim_id(store, folder, 103, {"deposition_id": 3}) == 103
 
 
 def test_others_folders_keep_their_numbers(tmp_path):

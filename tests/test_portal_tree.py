@@ -16,6 +16,7 @@ from pathlib import Path
 import dagster as dg
 import numpy as np
 import pytest
+import zarr
 
 from conftest import ROOT
 from em_assets import cli
@@ -264,6 +265,39 @@ def test_a_file_of_the_same_size_is_not_taken_for_the_same(exported, tmp_path):
         (tmp_path / "tree" / key).write_bytes(whole[key][:-1] + b"\0")
     assert export_tree(exported.dataset, store).new == 2
     assert files_below(tmp_path / "tree") == whole
+
+
+def test_missing_voxels_darken_no_level(tmp_path):
+    """A constant image that lacks a part is constant on every level where anything is real, also beside the gap."""
+    gap = Box((0, 31, 33), (50, 37, 61))
+    folder = store_dataset(tmp_path / "data", np.full(SHAPE, 100, np.int16), name=NAME, gap=gap)
+    export_tree(folder, open_store(str(tmp_path / "tree")))
+    group = zarr.open_group(str(tmp_path / f"tree/{BASE}/Tomograms/100/{NAME}.zarr"), mode="r")
+    assert [set(np.unique(group[str(level)])) for level in range(3)] == [{0, 100}] * 3
+    assert (group["1"][:, 15, 16:] == 100).all() and (group["1"][:, 16:, 17:] == 0).all()
+
+
+def test_a_flipped_byte_is_found_by_verify(exported, tmp_path):
+    """A byte of a chunk that changed in place: written anew, and nothing else."""
+    store, chunk = exported.copy(tmp_path / "tree"), f"{BASE}/Tomograms/100/{NAME}.zarr/1/0/0/0"
+    data = bytearray(store.read(chunk))
+    data[-1] ^= 1
+    store.write(chunk, bytes(data))
+    done = export_tree(exported.dataset, store, verify=True)
+    assert done.new == 2  # the group and its MRC are one volume
+    assert files_below(tmp_path / "tree") == files_below(exported.root)
+
+
+def test_what_an_earlier_export_left_is_named(exported, tmp_path):
+    """It stays, and each file and group of it is said; an export that left nothing says nothing of the kind."""
+    store = exported.copy(tmp_path / "tree")
+    store.write(f"{BASE}/Annotations/107/gone-1.0_segmentationmask.zarr/.zattrs", b"{}")
+    store.write(f"{BASE}/Annotations/107/gone-1.0_segmentationmask.zarr/0/0/0/0", b"1")
+    store.write(f"{NUMBER}/{NAME}.gone/run_metadata.json", b"{}")
+    [note] = set(export_tree(exported.dataset, store).notes) - set(exported.done.notes)
+    assert note.startswith("2 files and groups in the dataset's folder are not of this export: ")
+    left = {f"{BASE}/Annotations/107/gone-1.0_segmentationmask.zarr", f"{NUMBER}/{NAME}.gone/run_metadata.json"}
+    assert set(note.partition("export: ")[2].partition(";")[0].split(", ")) == left
 
 
 def test_a_base_address_changes_the_states_alone(exported, tmp_path):
@@ -735,6 +769,7 @@ def test_the_command(run, tmp_path, exported):
         pytest.param([NAME, "--format", "cryoet-portal"], "needs --to", id="no place"),
         pytest.param([NAME, "--format", "cryoet-portal", "--to", "t", "--level", "1"], "has no --level", id="level"),
         pytest.param([NAME, "--format", "npy", "--base-url", "http://h"], "has no --base-url", id="base"),
+        pytest.param([NAME, "--format", "npy", "--verify"], "has no --verify", id="verify"),
         pytest.param([NAME, NAME, "--format", "npy"], "give one NAME", id="two volumes in one file"),
         pytest.param(
             [f"{NAME}/{NUC}", "--format", "cryoet-portal", "--to", "t"], "whole datasets; give em", id="a part"

@@ -254,6 +254,30 @@ def test_complex_numbers_are_refused(store, dtype):
         write(store, np.zeros((2, 2, 2), dtype), reader=Unreadable)
 
 
+@pytest.mark.parametrize("ngff", ["0.4", "0.5"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("content", ["image", "tilt_series"])
+def test_missing_voxels_are_in_no_mean(store, content, dtype, ngff):
+    """A constant volume that lacks some boxes stays constant where anything is real, on every level, and is else 0."""
+    shape, gaps = (67, 70, 131), (Box((0, 0, 0), (64, 64, 64)), Box((61, 3, 63), (67, 66, 70)))
+    real = np.ones(shape, bool)
+    for gap in gaps:
+        real[gap.slices] = False
+    array = np.where(real, 100, 0).astype(dtype)
+
+    def present(box):
+        assert Box.from_shape(shape).contains(box)
+        return None if real[box.slices].all() else real[box.slices]
+
+    write(store, array, content, ngff=ngff, workers=3, present=present)
+    factor = (1, 2, 2) if content == "tilt_series" else (2, 2, 2)
+    for level in levels(store):
+        np.testing.assert_array_equal(level, np.where(real, 100, 0))
+        padded = np.pad(real, [(0, n % f) for n, f in zip(real.shape, factor, strict=True)])
+        blocks = padded.reshape([part for n, f in zip(padded.shape, factor, strict=True) for part in (n // f, f)])
+        real = blocks.any(axis=(1, 3, 5))
+
+
 # -- metadata
 
 
@@ -452,6 +476,43 @@ def test_what_is_not_whole_is_written_again(store, harm):
     assert files(store) == before
 
 
+def flip(key):
+    """Changes a byte in the middle of a file, but not its size."""
+
+    def harm(store):
+        data = bytearray(store.read(key))
+        data[len(data) // 2] ^= 1
+        store.write(key, bytes(data))
+
+    return harm
+
+
+def changed_record(store):
+    document = json.loads(store.read(f"{ZARR}/.zattrs"))
+    del document["em_assets"]["files"]["count"]
+    store.write(f"{ZARR}/.zattrs", json.dumps(document, indent=4, ensure_ascii=False).encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("harm", "verify"),
+    [
+        pytest.param(flip(f"{ZARR}/1/0/0/0"), True, id="chunk"),
+        pytest.param(flip(MRC), True, id="MRC"),
+        pytest.param(flip(f"{ZARR}/.zattrs"), False, id="last document"),
+        pytest.param(changed_record, False, id="record"),
+    ],
+)
+def test_a_flipped_byte_is_found(store, harm, verify):
+    """Though every size is right: in the voxels when they are verified, in what the group says always."""
+    array = noise((3, 4, 5), "int16")
+    write(store, array)
+    before = files(store)
+    assert not write(store, array, reader=Unreadable, verify=True).is_new
+    harm(store)
+    assert write(store, array, verify=verify).is_new
+    assert files(store) == before
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -573,13 +634,19 @@ def test_on_s3_as_in_a_folder(moto_s3, store, tmp_path, monkeypatch):
         original(self, path, data)
 
     monkeypatch.setattr(type(s3), "write", broken)
-    with pytest.raises(Unavailable, match="S3 is gone"):
+    with pytest.raises(Unavailable, match=rf"S3 is gone The volume that lay at {s3.uri(ZARR)} before is gone"):
         write(s3, array, identity="source 2", scratch=tmp_path / "scratch")
     assert s3.size_bytes(f"{ZARR}/.zattrs") is None
     monkeypatch.setattr(type(s3), "write", original)
     write(s3, array, scratch=tmp_path / "scratch")
     assert files(s3) == files(store)
     assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("size_angstrom", [0.545, 3.3702, 7.84, 13.48, 1.0833])
+def test_sizes_come_back_as_they_were_given(size_angstrom):
+    """From angstrom to nanometres and back, in decimal digits."""
+    assert _levels.angstrom(_levels.nanometres(size_angstrom)) == size_angstrom
 
 
 # -- reading

@@ -40,7 +40,13 @@ NAMED = ("organism", "tissue", "cell_type", "cell_strain", "cell_component")
 
 
 def make_above(
-    plan: IngestPlan, source: Store, destination: Store, settings: Settings, progress: Progress | None
+    plan: IngestPlan,
+    source: Store,
+    destination: Store,
+    settings: Settings,
+    progress: Progress | None,
+    *,
+    verify: bool = False,
 ) -> tuple[EntityOutcome, ...]:
     """Every dataset, then every deposition, after the runs: a dataset's picture may be its first tomogram's."""
     pictures = _Fetcher(settings)
@@ -50,7 +56,15 @@ def make_above(
         is_deposition = found.kind == "deposition"
         place = f"depositions_metadata/{number}" if is_deposition else f"{number}/Images"
         deposition_id = number if is_deposition else int(found.parents["deposition"])
-        bench = Bench(source, destination, place, deposition_id=deposition_id, settings=settings, progress=progress)
+        bench = Bench(
+            source,
+            destination,
+            place,
+            deposition_id=deposition_id,
+            settings=settings,
+            progress=progress,
+            verify=verify,
+        )
         outcomes += _Above(plan, found, bench, pictures).all()
     return tuple(outcomes)
 
@@ -131,6 +145,9 @@ class _Above:
 
     def _bytes(self, address: str, *, is_address: bool, is_own: bool) -> bytes:
         store = self.bench.destination if is_own else self.bench.source
+        size_bytes = None if is_address else store.size_bytes(address)
+        if size_bytes is not None and size_bytes > MAX_PICTURE_BYTES:
+            raise Malformed(f"{address} has {size_bytes} bytes, expected a picture of at most {MAX_PICTURE_BYTES}.")
         try:
             return self.fetcher.get(address) if is_address else store.read(address)
         except FileNotFoundError:

@@ -19,6 +19,7 @@ from em_assets.ingest.plan import Found
 from em_assets.ingest.run_context import RunContext, angstrom, stated
 from em_assets.ingest.volumes_of import opened
 from em_assets.portal import entities, ids
+from em_assets.portal._levels import nanometres
 from em_assets.portal.layout import AlignmentPlace, TiltSeriesPlace
 from em_assets.portal.volumes import write_volume
 from em_assets.volume import Zyx
@@ -88,6 +89,7 @@ class Acquisition:
                 content="image",
                 identity=sources.file(path).sha256,
                 workers=self.bench.settings.workers,
+                verify=self.bench.verify,
             )
         if written.mrc_bytes is None:
             raise Mismatch(f"{path}: {' '.join(written.notes)}")
@@ -409,10 +411,11 @@ class _Series:
                 self.bench.destination,
                 zarr_key=self.place.zarr,
                 mrc_key=self.place.mrc,
-                voxel_size_nm=(pixel / 10,) * 3,
+                voxel_size_nm=(nanometres(pixel),) * 3,
                 content="tilt_series",
                 identity=digest_of([[file.path, file.sha256] for file in sources.files(self.path)]),
                 workers=self.bench.settings.workers,
+                verify=self.bench.verify,
             )
         if sections is not None and len(sections) != written.scales[0][0]:
             said += (f"{self.rawtlt} has {len(sections)} angles, the tilt series {written.scales[0][0]} sections.",)

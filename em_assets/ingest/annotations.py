@@ -99,6 +99,8 @@ class ShapeWriter:
     destination: Store
     settings: Settings
     grid: Grid
+    verify: bool = False
+    """Whether volumes that are there are read and compared with what was recorded of them."""
 
     def write(self, source: ShapeSource, place: AnnotationPlace) -> ShapeMade:
         """Raises what reading the source raises, and Unsupported for what is not converted. Nothing is half written."""
@@ -210,7 +212,7 @@ def _mask_files(
         content="labels",
         identity=digest_of([source.decides, bytes_of]),
         workers=writer.settings.workers,
-        scratch=None,
+        verify=writer.verify,
     )
     notes = written.notes
     if writer.grid.shape not in (None, written.scales[0]):

@@ -131,7 +131,7 @@ def copy(source: Store, path: str, destination: Store, key: str, settings: Setti
             raise Mismatch(f"{source.uri(path)} changed while it was copied; run again when nobody writes it.")
         if target is None:
             destination.write_file(key, partial)
-        copied = _digest_of(partial) if target is not None else _stored_digest(destination, key, size_bytes)
+        copied = _digest_of(partial) if target is not None else stored_digest(destination, key, size_bytes)
         if copied != digest:
             raise Mismatch(
                 f"{destination.uri(key)} is not what was read of {source.uri(path)} (sha256 {copied}, expected "
@@ -173,7 +173,8 @@ def _digest_of(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _stored_digest(store: Store, key: str, size_bytes: int) -> str:
+def stored_digest(store: Store, key: str, size_bytes: int) -> str:
+    """sha256 of what lies there. Raises Mismatch if it is shorter than it was."""
     digest = hashlib.sha256()
     for piece in pieces(store, key, size_bytes):
         digest.update(piece)

@@ -7,15 +7,17 @@ written last of all, is the one that was recorded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from em_assets.ingest.copying import SourceFile, Sources
+from em_assets.ingest.copying import SourceFile, Sources, stored_digest
+from em_assets.portal.volumes import group_digest
 from em_assets.store import Store
 
 FOLDER = "_em_assets/ingestion"
@@ -47,6 +49,8 @@ class EntityRecord(BaseModel):
 
     kind: str
     name: str
+    deposition_id: int | None = None
+    """Whose config made it; None in records of old."""
     decides: str
     """sha256 of everything that decides what is made, but the source files' bytes."""
     sources: tuple[SourceFile, ...]
@@ -95,14 +99,24 @@ class Ledger:
         except (FileNotFoundError, ValidationError):
             return None
 
+    def records(self) -> Iterator[EntityRecord]:
+        """All that can be read."""
+        for path, _ in self._store.list(self._folder):
+            with contextlib.suppress(FileNotFoundError, ValidationError):
+                yield EntityRecord.model_validate_json(self._store.read(path))
+
     def write(self, record: EntityRecord) -> None:
         self._store.write(self._path(record.kind, record.name), record.model_dump_json(indent=1).encode() + b"\n")
 
-    def is_whole(self, record: EntityRecord, decides: str, paths: Sequence[str], sources: Sources) -> bool:
-        """Whether it is there as it would be made now of the files at `paths`."""
+    def is_whole(
+        self, record: EntityRecord, decides: str, paths: Sequence[str], sources: Sources, *, verify: bool = False
+    ) -> bool:
+        """Whether it is there as it would be made now of the files at `paths`; to `verify` that, all of it is read."""
         if record.decides != decides or not all(self._is_there(output) for output in record.outputs):
             return False
         if record.metadata is not None and not self._has_metadata(record.metadata):
+            return False
+        if verify and not all(self._is_same(output) for output in record.outputs):
             return False
         current = {file.path: file.sha256 for path in paths for file in sources.files(path)}
         return current == {file.path: file.sha256 for file in record.sources}
@@ -112,6 +126,12 @@ class Ledger:
             return self.sizes.get(output.key) == output.size_bytes
         below = [size for key, size in self.sizes.items() if key.startswith(f"{output.key}/")]
         return (len(below), sum(below)) == (output.files, output.size_bytes)
+
+    def _is_same(self, output: Output) -> bool:
+        """Whether its bytes are those that were recorded; its size is."""
+        if output.files is not None:
+            return group_digest(self._store, output.key) == output.sha256
+        return stored_digest(self._store, output.key, output.size_bytes) == output.sha256
 
     def _has_metadata(self, output: Output) -> bool:
         """Compared by content: whoever edits it wants it written again."""

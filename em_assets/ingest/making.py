@@ -76,12 +76,14 @@ class Bench:
         deposition_id: int,
         settings: Settings,
         progress: Progress | None,
+        verify: bool = False,
     ) -> None:
-        """`place` is the folder of the tree that they lie in."""
+        """`place` is the folder of the tree that they lie in; with `verify` what is there is read to know it whole."""
         self.source, self.destination, self.settings = source, destination, settings
         self.place = place
         self.deposition_id = deposition_id
         self.ledger = Ledger(destination, place)
+        self.verify = verify
         self.outcomes: list[EntityOutcome] = []
         self._progress = progress
         self._lines: dict[tuple[str, str], int] = {}
@@ -93,7 +95,11 @@ class Bench:
             return self._made_or_kept(job)
         except EmAssetsError as error:
             self.fail(job.kind, job.shown_name or job.name, job.line, str(error))
-            return None
+        except OSError as error:  # a source that goes while it is read, a cache without room
+            where = error.filename or ", ".join(job.paths) or job.name
+            reason = f"{where} could not be read or written ({error.strerror or error}); look at it and run again."
+            self.fail(job.kind, job.shown_name or job.name, job.line, reason)
+        return None
 
     def fail(self, kind: str, name: str, line: int, reason: str) -> None:
         self._tell(EntityOutcome(kind, name, "failed", line, error=" ".join(reason.split())))
@@ -101,6 +107,20 @@ class Bench:
     def leave(self, kind: str, name: str, line: int, note: str) -> None:
         """There is nothing to make of it, and that is no error."""
         self._tell(EntityOutcome(kind, name, "absent", line, notes=(note,) if note else ()))
+
+    def tell_of_others(self) -> None:
+        """What the deposition's earlier configs made here and this one does not find: it stays, and is named."""
+        for record in self.ledger.records():
+            if record.deposition_id == self.deposition_id and (record.kind, record.name) not in self._lines:
+                keys = tuple(key for key in record.keys if self._is_there(key))
+                if keys:
+                    note = f"The config does not find it any more. Remove it if nobody wants it: {', '.join(keys)}."
+                    shown = keys[0].removeprefix(f"{self.place}/")
+                    self._tell(EntityOutcome(record.kind, shown, "left", 0, keys, record.size_bytes, (note,)))
+
+    def _is_there(self, key: str) -> bool:
+        sizes = self.ledger.sizes
+        return key in sizes or any(one.startswith(f"{key}/") for one in sizes)
 
     def has_file(self, found: Found) -> bool:
         """Whether there is anything to make it of; otherwise it fails."""
@@ -142,7 +162,7 @@ class Bench:
     def _made_or_kept(self, job: Job) -> EntityRecord:
         before = self.ledger.read(job.kind, job.name)
         sources, decides = Sources(self.source, known_sources(before)), digest_of([job.decides, self.deposition_id])
-        if before is not None and self.ledger.is_whole(before, decides, job.paths, sources):
+        if before is not None and self.ledger.is_whole(before, decides, job.paths, sources, verify=self.verify):
             return self._kept(job, before, sources)
         if job.entity is not None and job.stated is not None:
             parse_entity(job.entity, self._signed(job.stated), job.where or job.name)
@@ -156,12 +176,13 @@ class Bench:
         record = EntityRecord(
             kind=job.kind,
             name=job.name,
+            deposition_id=self.deposition_id,
             decides=decides,
             sources=tuple(file for path in job.paths for file in sources.files(path)),
             outputs=made.outputs,
             metadata=metadata,
             details=made.details,
-            notes=made.notes,
+            notes=tuple(map(self._portable, made.notes)),
         )
         self._remove_left(before, record)
         self.ledger.write(record)
@@ -181,6 +202,12 @@ class Bench:
         self._tell(self._outcome(job, before, "kept" if before.keys else "absent"))
         return before
 
+    def _portable(self, note: str) -> str:
+        """Without where source and cache lie on this machine: the record goes with the tree."""
+        for folder in (self.source.uri(""), str(self.settings.cache_folder())):
+            note = note.replace(f"{folder.rstrip('/')}/", "")
+        return note
+
     def number(self, kind: str, name: str, folder: str, identity: Mapping[str, Any]) -> int:
         """The number of an entity in `folder`: the metadata's that are there, or the ledger's, or a new one."""
         found = ids.find_id(self.destination, folder, identity)
@@ -188,7 +215,9 @@ class Bench:
             return found
         before = self.ledger.read(kind, name)
         kept = before.details.get("number") if before is not None else None
-        return int(kept) if kept is not None else ids.claim_id(self.destination, folder, identity)
+        if kept is not None:
+            return ids.reclaim_id(self.destination, folder, int(kept), identity)
+        return ids.claim_id(self.destination, folder, identity)
 
     def _release(self, job: Job) -> None:
         if job.claim is not None:

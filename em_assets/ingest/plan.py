@@ -109,6 +109,8 @@ class IngestPlan:
     """Of depositions and datasets. One without paths is made of the first tomogram, if it is a dataset's."""
     problems: tuple[Problem, ...] = ()
     """Of the whole; those of a run are with it."""
+    is_filtered: bool = False
+    """Whether entities that the config finds were left out."""
 
     @property
     def every_problem(self) -> tuple[Problem, ...]:
@@ -211,6 +213,7 @@ class _Planner:
             tuple(sorted(reports, key=lambda report: report.line)),
             tuple(photos),
             tuple(self.problems),
+            not self.filters.is_empty,
         )
 
     def _plan_run(self, run: Found, above: Mapping[str, Found]) -> RunPlan:
@@ -259,9 +262,11 @@ class _Planner:
                 tally.add(owner, tally.text, tuple(hit.name for hit in search.hits))
         problems += [self._problem(source, one.key, one.text, above, is_error=one.is_error) for one in search.troubles]
         for hit in search.hits:
-            one = self._found(source, hit, metadata, above, problems)
-            if one is not None and self._is_wanted(one, problems):
-                yield one
+            # before its name is looked at: what cannot be made may be left out
+            if self._is_wanted(source, hit, problems):
+                one = self._found(source, hit, metadata, above, problems)
+                if one is not None:
+                    yield one
 
     def _problem(
         self, source: Source, key: str, text: str, above: Mapping[str, Found], *, is_error: bool = True
@@ -341,12 +346,13 @@ class _Planner:
         named = [(f"{source.block}.metadata.{shown_key(key)}", text) for key, text in wrong]
         return expanded, [one for one in named if one[0] not in self.let_pass]
 
-    def _is_wanted(self, one: Found, problems: list[Problem]) -> bool:
-        names = [path.rpartition("/")[2] for path in one.paths] if one.kind in GROUPED and one.paths else [one.name]
+    def _is_wanted(self, source: Source, hit: Hit, problems: list[Problem]) -> bool:
+        is_group = source.kind in GROUPED and hit.paths
+        names = [path.rpartition("/")[2] for path in hit.paths] if is_group else [hit.name]
         try:
-            return self.filters.allow(one.kind, names)
+            return self.filters.allow(source.kind, names)
         except Malformed as error:
-            problems.append(self.config.problem(one.key, str(error)))
+            problems.append(self.config.problem(source.key, str(error)))
             return False
 
     def _unique(self, kind: str, found: list[Found], problems: list[Problem]) -> list[Found]:

@@ -19,6 +19,7 @@ from em_assets.ingest.plan import Found
 from em_assets.ingest.run_context import RunContext, stated
 from em_assets.ingest.volumes_of import Sized, opened, read_pieces
 from em_assets.portal import entities, ids
+from em_assets.portal._levels import nanometres
 from em_assets.portal.layout import AnnotationPlace, SpacingPlace, TomogramPlace, annotation_slug
 from em_assets.portal.pictures import WIDTHS, Which, central_slab, key_photos
 from em_assets.portal.states import ShownVolume, state_json, tomogram_state
@@ -115,7 +116,7 @@ class Reconstructions:
             shape = self.context.shape(tomogram)
             if shape is not None:
                 return Grid(shape, self.context.voxel_size(tomogram)[0])
-        return Grid(None, (self.spacing_angstrom / 10,) * 3)
+        return Grid(None, (nanometres(self.spacing_angstrom),) * 3)
 
     # Tomograms
 
@@ -166,7 +167,7 @@ class Reconstructions:
         given, values["voxel_spacing"] = values.get("voxel_spacing"), self.spacing_angstrom
         if given is None or given == self.spacing_angstrom:
             return ()
-        where = f"{self.context.where(found)}: voxel_spacing is {given}"
+        where = f"Line {self.context.plan.config.line(found.block)}, {found.block}.metadata: voxel_spacing is {given}"
         return (f"{where}, but the tomogram was found for {self.spacing_angstrom:g} A, which is written.",)
 
     def _pictures(self, found: Found) -> list[Which]:
@@ -212,7 +213,7 @@ class _Annotated:
     def made(self, sources: Sources) -> Made:
         self._require_distinct()
         bench = self.owner.bench
-        writer = ShapeWriter(sources, bench.destination, bench.settings, self.grid)
+        writer = ShapeWriter(sources, bench.destination, bench.settings, self.grid, bench.verify)
         made = [writer.write(shape, self.place) for shape in self.shapes]
         notes = tuple(note for one in made for note in one.notes)
         outputs = tuple(output for one in made for output in one.outputs)
@@ -262,6 +263,7 @@ class _Tomogram:
                 content="image",
                 identity=digest_of([[file.path, file.sha256] for file in sources.files(self.found.paths[0])]),
                 workers=bench.settings.workers,
+                verify=bench.verify,
             )
             photos = key_photos([Sized(reader, size_nm)]) if self.pictures else {}
             contrast = _contrast(reader)
@@ -286,10 +288,10 @@ class _Tomogram:
 
 
 def _contrast(reader: VolumeReader) -> tuple[float, float] | None:
-    """Between percentiles of the central planes; None where no voxel is a finite number."""
+    """Between percentiles of what is central in the central planes; None where no voxel is a finite number."""
     slab = central_slab(reader.info.shape, reader.info.shape).shifted(reader.info.origin)
-    piece = next(iter(read_pieces(slab, reader.info.chunk)))
-    voxels: Any = reader.read(piece)
+    pieces = list(read_pieces(slab, reader.info.chunk))
+    voxels: Any = reader.read(pieces[len(pieces) // 2])
     finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels.reshape(-1)
     if not finite.size:
         return None

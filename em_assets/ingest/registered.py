@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from em_assets.datasets.fields import NAME_PATTERN
 from em_assets.errors import Malformed, Mismatch, Unavailable
+from em_assets.ingest.yaml_lines import LOADER, check_events
 from em_assets.store import replacing
 
 if TYPE_CHECKING:
@@ -98,7 +99,10 @@ def new_ingestion(
     filters: Sequence[str] = (),
     partial: bool = False,
 ) -> Ingestion:
-    """Of a plan, wherever the definitions will be loaded from. Raises Malformed for a name or run that cannot be."""
+    """Of a plan, wherever the definitions will be loaded from. Raises Malformed for a name that cannot be.
+
+    A run whose name Dagster does not take is no partition: it is made with the whole.
+    """
     from em_assets.ingest.run import run_key
 
     try:
@@ -109,7 +113,7 @@ def new_ingestion(
             source=_absolute(source),
             destination=_absolute(destination),
             filters=tuple(filters),
-            runs=tuple(run_key(run, plan) for run in plan.runs),
+            runs=tuple(key for key in (run_key(run, plan) for run in plan.runs) if not NO_PARTITION_KEY.search(key)),
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -172,7 +176,8 @@ def load_ingestion(file: Path) -> Ingestion:
         raw = file.read_bytes()
         if len(raw) > MAX_FILE_BYTES:
             raise Malformed(f"{file} has more than {MAX_FILE_BYTES} bytes, which no ingestion needs; remove it.")
-        document = yaml.load(raw, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # both are safe
+        check_events(str(file), raw)  # libyaml ends the process where a document is nested too deeply
+        document = yaml.load(raw, Loader=LOADER)  # noqa: S506  # a safe one
         ingestion = Ingestion.model_validate(document)
     except OSError as error:
         raise Malformed(f"{file} cannot be read ({error.strerror or error}); correct it or move it away.") from None

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["made", "kept", "absent", "failed"]
-"""`kept`: it was whole already. `absent`: the source has nothing of it for this run, which is said and no error."""
+Status = Literal["made", "kept", "absent", "left", "failed"]
+"""`kept`: it was whole already. `absent`: the source has nothing of it for this run, which is said and no error.
+`left`: an earlier config of the deposition made it, and this one finds it no more; it stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +108,6 @@ class IngestReport:
 
 def _counted(entities: tuple[EntityOutcome, ...]) -> str:
     counts = Counter(entity.status for entity in entities)
-    return ", ".join(f"{counts[status]} {status}" for status in ("made", "kept", "absent", "failed") if counts[status])
+    return ", ".join(
+        f"{counts[status]} {status}" for status in ("made", "kept", "absent", "left", "failed") if counts[status]
+    )

@@ -11,6 +11,7 @@ from em_assets.ingest.making import Bench, Values
 from em_assets.ingest.plan import Found, IngestPlan, RunPlan
 from em_assets.ingest.schema import TomogramHeader
 from em_assets.ingest.volumes_of import SAME_SPACING, described, voxel_size_of
+from em_assets.portal._levels import nanometres
 from em_assets.portal.layout import RunPlace
 from em_assets.store import Store
 from em_assets.volume import VolumeInfo, VoxelSize, Zyx
@@ -51,7 +52,7 @@ class RunContext:
         if path not in self._infos:
             try:
                 self._infos[path] = described(self.source, path, self.bench.settings)
-            except EmAssetsError:
+            except (EmAssetsError, OSError):
                 self._infos[path] = None
         return self._infos[path]
 
@@ -72,7 +73,7 @@ class RunContext:
         spacing = self.spacing(name)
         info = self.info(tomogram.paths[0]) if tomogram.is_new and tomogram.paths else None
         if info is None:
-            return (spacing / 10,) * 3, ()
+            return (nanometres(spacing),) * 3, ()
         if info.voxel_size_nm is not None and self._is_from_header(name):
             return info.voxel_size_nm, _rounded(info.voxel_size_nm, spacing, tomogram.paths[0])
         return voxel_size_of(info, spacing, tomogram.paths[0])

@@ -19,13 +19,16 @@ from em_assets.errors import Mismatch
 from em_assets.formats._boxes import checked_box, map_boxes
 from em_assets.formats.reader import ReadPlan, RegionOutcome, RegionVoxels, Scalar, VolumeReader
 from em_assets.ingest.copying import Sources, scratch_file
+from em_assets.portal._levels import nanometres
 from em_assets.settings import Settings
 from em_assets.store import Store
-from em_assets.volume import Box, VolumeInfo, VoxelSize, Zyx, zyx
+from em_assets.volume import Box, VolumeInfo, VoxelSize, Zyx, ceil_divide, zyx
 
 T = TypeVar("T")
 PIECE_VOXELS = 2**22
 """Of the source, read at a time: 16 MiB of float32."""
+CHUNK_VOXELS = 2**24
+"""Of a chunk that is read whole: the portal's have 256^3. A larger one is decoded several times."""
 SAME_SPACING = 1e-6
 """Relative: as far as a header's float32 may be from the number it was written from."""
 CLOSE_SPACING_ANGSTROM = 1e-3
@@ -79,7 +82,7 @@ def voxel_size_of(info: VolumeInfo, stated_angstrom: float, name: str) -> tuple[
     The config's spacing is the curator's word about a header that may be wrong, and it is one number. Where the header
     agrees with it along y, and says that the voxels are no cubes, the header's three numbers are written.
     """
-    stated_nm = (stated_angstrom / 10,) * 3
+    stated_nm = (nanometres(stated_angstrom),) * 3
     found = info.voxel_size_nm
     if found is None:
         return stated_nm, (f"{name} does not say how large its voxels are; {stated_angstrom:g} A is the config's.",)
@@ -227,12 +230,20 @@ def _shares(span: tuple[int, int, int, int], first: int, count: int) -> NDArray[
     return shares
 
 
-def read_pieces(box: Box, chunk: Zyx) -> Iterator[Box]:
-    """The box in slabs of whole chunks, of about PIECE_VOXELS."""
-    plane = max(1, box.shape[1] * box.shape[2])
-    depth = max(1, PIECE_VOXELS // plane // chunk[0]) * chunk[0] if chunk[0] * plane <= PIECE_VOXELS else chunk[0]
-    for z in range(box.start[0], box.stop[0], depth):
-        yield Box((z, *box.start[1:]), (min(z + depth, box.stop[0]), *box.stop[1:]))
+def read_pieces(box: Box, chunk: Zyx | None) -> Iterator[Box]:
+    """The box in parts of about PIECE_VOXELS, along whole chunks up to CHUNK_VOXELS."""
+    edge = [min(n, c) for n, c in zip(box.shape, chunk or box.shape, strict=True)]
+    limit = CHUNK_VOXELS if chunk else PIECE_VOXELS
+    while math.prod(edge) > limit:
+        longest = next(axis for axis in (0, 1, 2) if edge[axis] > 1)
+        edge[longest] = -(-edge[longest] // 2)
+    for axis in (2, 1, 0):
+        edge[axis] = min(box.shape[axis], edge[axis] * max(1, PIECE_VOXELS // math.prod(edge)))
+    for at in Box.from_shape(zyx(ceil_divide(box.shape, zyx(edge)))).cells((1, 1, 1)):
+        corner = zyx([first + i * n for first, i, n in zip(box.start, at, edge, strict=True)])
+        piece = Box.from_shape(zyx(edge), at=corner).intersection(box)
+        assert piece is not None
+        yield piece
 
 
 def label_count(reader: VolumeReader) -> int:

@@ -84,7 +84,7 @@ def read_lined(file: Path) -> Lined:
     text = _read_text(file)
     name = str(file)
     try:
-        _check_events(name, text)
+        check_events(name, text)
         node = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -129,7 +129,7 @@ def _refusal(file: str, mark: Any, text: str) -> Problems:
     return Problems((_whole(file, mark.line + 1 if mark else 1, text),))
 
 
-def _check_events(file: str, text: str) -> None:
+def check_events(file: str, text: str | bytes) -> None:
     """Refuses what is dangerous to build a tree of: deep nesting, and an alias to what it stands in."""
     open_anchors: list[str | None] = []
     for event in yaml.parse(text, Loader=LOADER):

@@ -27,6 +27,8 @@ Content = Literal["image", "labels", "tilt_series"]
 Ngff = Literal["0.4", "0.5"]
 Write = Callable[[str, bytes | bytearray], None]
 """(path within the group, bytes)."""
+Present = Callable[[Box], "NDArray[np.bool_] | None"]
+"""Of a box of level 0, counted from its corner: True where the source has the voxel; None where it has all."""
 
 LEVELS = 3
 CHUNK: Zyx = (256, 256, 256)
@@ -45,6 +47,8 @@ MEMORY_BYTES = 800 * 2**20
 """What the chunks under way may take together; a process has a gigabyte."""
 _MEAN_PLANES = 16
 """Averaged at a time: means of float32 are made in float64."""
+_MASKED_PLANES = 4
+"""Likewise where some are missing, which takes several arrays of 64 bits; whoever says which takes them, too."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,25 @@ class LevelForm:
         codec = Blosc(BLOSC["cname"], BLOSC["clevel"], BLOSC["shuffle"], BLOSC["blocksize"])
         return bytes(codec.encode(np.ascontiguousarray(voxels)))
 
-    def reduced(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        """The voxels of the next level: the mean of the real ones, also at odd ends; of labels, voxel 2i."""
+    def reduced(self, voxels: NDArray[Any], real: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+        """The voxels of the next level: the mean of the real ones, also at odd ends; of labels, voxel 2i.
+
+        Of an image the ones that are not `real` are left out, and a mean of none is 0.
+        """
         if self.content == "labels":
             return every_second(voxels)
-        step = 1 if self.content == "tilt_series" else _MEAN_PLANES
+        step = 1 if self.content == "tilt_series" else _MEAN_PLANES if real is None else _MASKED_PLANES
+        slabs = [slice(z, z + step) for z in range(0, len(voxels), step)]
         with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
-            slabs = [mean_2x2x2(voxels[z : z + step]) for z in range(0, len(voxels), step)]
-        return np.concatenate(slabs)
+            means = [mean_2x2x2(voxels[slab], None if real is None else real[slab]) for slab in slabs]
+        return np.concatenate(means)
+
+    def reduced_real(self, real: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """Which voxels of the next level have a real one under them; None if all have."""
+        starts = [np.arange(0, n, f) for n, f in zip(real.shape, self.factor, strict=True)]
+        for axis, at in enumerate(starts):
+            real = np.logical_or.reduceat(real, at, axis=axis)
+        return None if real.all() else real
 
     def array_documents(self, level: int) -> Iterator[tuple[str, bytes]]:
         """(path within the group, bytes) of what makes a level an array."""
@@ -214,17 +229,32 @@ def angstrom(size_nm: float) -> float:
     return float(Decimal(repr(float(size_nm))) * 10)
 
 
-def write_levels(staged: StagedVolume, form: LevelForm, write: Write, workers: int) -> list[int]:
+def nanometres(size_angstrom: float) -> float:
+    """Likewise: 0.545 angstrom are 0.0545 nm, where dividing gives 0.05450000000000001."""
+    return float(Decimal(repr(float(size_angstrom))) / 10)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some voxels of a level; None where all are 0, and where all are real."""
+
+    voxels: NDArray[Any] | None
+    real: NDArray[np.bool_] | None
+
+
+def write_levels(
+    staged: StagedVolume, form: LevelForm, write: Write, workers: int, present: Present | None = None
+) -> list[int]:
     """Writes every chunk of every level that has a voxel other than 0; how many have none, of each level.
 
-    `write` is called from several threads.
+    `write` and `present` are called from several threads.
     """
-    chunk_bytes = Box.from_shape(form.chunk).voxels * form.dtype.itemsize
+    chunk_bytes = Box.from_shape(form.chunk).voxels * (form.dtype.itemsize + (present is not None))
     # each worker holds a chunk and its encoded bytes, twice at times; two more wait to be filled
     fitting = (MEMORY_BYTES - 2 * chunk_bytes) // (3 * chunk_bytes)
     workers = max(1, min(workers, fitting))
     with ThreadPoolExecutor(workers) as pool:
-        walk = _Walk(staged, form, write, pool)
+        walk = _Walk(staged, form, write, pool, present)
         try:
             walk.all()
         finally:
@@ -238,8 +268,16 @@ class _Walk:
     Of a volume, the chunks of level 0 under one of level 1 are shared out.
     """
 
-    def __init__(self, staged: StagedVolume, form: LevelForm, write: Write, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        staged: StagedVolume,
+        form: LevelForm,
+        write: Write,
+        pool: ThreadPoolExecutor,
+        present: Present | None,
+    ) -> None:
         self._staged, self._form, self._write, self._pool = staged, form, write, pool
+        self._present = None if form.content == "labels" else present
         self._grids = [ceil_divide(shape, form.chunk) for shape in form.shapes]
         self._is_by_picture = form.content == "tilt_series"
         self._lock = threading.Lock()
@@ -254,51 +292,67 @@ class _Walk:
     def _coarsest(self, at: Zyx) -> None:
         self._parent(LEVELS - 1, at)
 
-    def _parent(self, level: int, at: Zyx) -> NDArray[Any] | None:
-        """Writes a coarser chunk and all under it; None where all of it is 0."""
-        voxels = self._filled(level, at)
+    def _parent(self, level: int, at: Zyx) -> _Part:
+        """Writes a coarser chunk and all under it."""
+        filled = self._filled(level, at)
         if self._is_by_picture:
-            return self._finish(level, at, voxels)
+            return self._finish(level, at, filled)
         # in a worker: see `LevelForm.encoded`
-        return self._pool.submit(self._finish, level, at, voxels).result()
+        return self._pool.submit(self._finish, level, at, filled).result()
 
-    def _filled(self, level: int, at: Zyx) -> NDArray[Any]:
+    def _filled(self, level: int, at: Zyx) -> _Part:
         """The voxels of a coarser chunk, after all under it are written."""
         form = self._form
         box = Box.from_shape(form.chunk, at=multiply(at, form.chunk)).intersection(Box.from_shape(form.shapes[level]))
         assert box is not None
-        voxels = np.zeros(box.shape, form.dtype)
+        voxels, real = np.zeros(box.shape, form.dtype), np.ones(box.shape, bool) if self._present else None
         children = self._children(level, at)
         for child, part in zip(children, self._reduced_children(level - 1, children), strict=True):
-            if part is not None:
-                first = multiply(subtract(child, multiply(at, form.factor)), ceil_divide(form.chunk, form.factor))
-                voxels[Box.from_shape(part.shape, at=first).slices] = part
-        return voxels
+            first = multiply(subtract(child, multiply(at, form.factor)), ceil_divide(form.chunk, form.factor))
+            if part.voxels is not None:
+                voxels[Box.from_shape(part.voxels.shape, at=first).slices] = part.voxels
+            if part.real is not None and real is not None:
+                real[Box.from_shape(part.real.shape, at=first).slices] = part.real
+        return _Part(voxels, None if real is None or real.all() else real)
 
-    def _reduced_children(self, level: int, children: Sequence[Zyx]) -> Iterator[NDArray[Any] | None]:
+    def _reduced_children(self, level: int, children: Sequence[Zyx]) -> Iterator[_Part]:
         if level > 0:
             return (self._reduced(self._parent(level, child)) for child in children)
         return map(self._finest, children) if self._is_by_picture else self._pool.map(self._finest, children)
 
-    def _finest(self, at: Zyx) -> NDArray[Any] | None:
+    def _finest(self, at: Zyx) -> _Part:
         """Writes a chunk of level 0; what it is on level 1."""
         form = self._form
         box = Box.from_shape(form.chunk, at=multiply(at, form.chunk)).intersection(Box.from_shape(form.shape))
         assert box is not None
         voxels = self._staged.read(box).astype(form.dtype, copy=False)
-        return self._reduced(self._finish(0, at, voxels))
+        return self._reduced(self._finish(0, at, _Part(voxels, self._real(box))))
 
-    def _reduced(self, voxels: NDArray[Any] | None) -> NDArray[Any] | None:
-        return None if voxels is None else self._form.reduced(voxels)
+    def _real(self, box: Box) -> NDArray[np.bool_] | None:
+        if self._present is None:
+            return None
+        real = np.ones(box.shape, bool)
+        for z in range(0, box.shape[0], _MASKED_PLANES):
+            first, last = box.start[0] + z, min(box.start[0] + z + _MASKED_PLANES, box.stop[0])
+            found = self._present(Box((first, *box.start[1:]), (last, *box.stop[1:])))
+            if found is not None:
+                real[z : z + _MASKED_PLANES] = found
+        return None if real.all() else real
 
-    def _finish(self, level: int, at: Zyx, voxels: NDArray[Any]) -> NDArray[Any] | None:
-        """Writes a chunk; None, and nothing is written, where all of it is 0."""
-        if not bits(voxels).any():
+    def _reduced(self, part: _Part) -> _Part:
+        form, real = self._form, part.real
+        voxels = None if part.voxels is None else form.reduced(part.voxels, real)
+        return _Part(voxels, None if real is None else form.reduced_real(real))
+
+    def _finish(self, level: int, at: Zyx, part: _Part) -> _Part:
+        """Writes a chunk; nothing is written where all of it is 0."""
+        assert part.voxels is not None
+        if not bits(part.voxels).any():
             with self._lock:
                 self.absent[level] += 1
-            return None
-        self._write(self._form.chunk_path(level, at), self._form.encoded(voxels))
-        return voxels
+            return _Part(None, part.real)
+        self._write(self._form.chunk_path(level, at), self._form.encoded(part.voxels))
+        return part
 
     def _children(self, level: int, at: Zyx) -> Sequence[Zyx]:
         """Indices of the chunks of the level below, those that there are."""

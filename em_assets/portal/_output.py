@@ -5,11 +5,13 @@ Which entities there are and what they say is `tree.py`'s.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from em_assets.export.stored import Progress
 from em_assets.portal import ids
@@ -41,6 +43,8 @@ class Output:
     ngff: Ngff
     workers: int
     progress: Progress | None
+    verify: bool = False
+    """Whether volumes that are there are read and compared with what was recorded of them."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of what lies there, by key: of every file, of a group as a whole."""
     sha256s: dict[str, str] = field(default_factory=dict)
@@ -81,6 +85,7 @@ class Output:
         there = _made_of(self.read_json(f"{zarr}/.zattrs") or self.read_json(f"{zarr}/zarr.json"))
         if there != (image.sha256, self.ngff):
             self._hide(place)
+        present = partial(image.present, 0) if image.missing else None
         written = write_volume(
             image.levels[0],
             self.store,
@@ -93,6 +98,8 @@ class Output:
             workers=self.workers,
             on_voxels=self._advance(image),
             labels_text=(image.folder.title,),
+            present=present,
+            verify=self.verify,
         )
         if self.progress is not None:
             self.progress.advance(bytes=0 if written.is_new else voxel_bytes(image), items=1)
@@ -147,6 +154,7 @@ def voxel_bytes(image: StoredImage) -> int:
 def _made_of(document: Values | None) -> tuple[str | None, str | None]:
     """(identity, version of OME-NGFF) that `volumes.py` recorded in a group, by its last document."""
     found = document or {}
-    record = found.get("attributes", found).get(RECORD) or {}
-    parameters = record.get("parameters") or {}
-    return parameters.get("identity"), parameters.get("ngff")
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # somebody else's, or somebody changed it
+        parameters = found.get("attributes", found)[RECORD]["parameters"]
+        return parameters.get("identity"), parameters.get("ngff")
+    return None, None

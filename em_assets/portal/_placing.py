@@ -14,10 +14,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from em_assets.errors import Unavailable
+from em_assets.errors import EmAssetsError, Unavailable
 from em_assets.records import StoredObject
 from em_assets.settings import read_settings
 from em_assets.store import PARTIAL_SUFFIX, Data, Store, partial_path, process_is_alive
+
+LAST_DOCUMENTS = (".zattrs", "zarr.json")
+"""Each makes a group of OME-Zarr one, in its version."""
 
 
 class Group:
@@ -33,10 +36,11 @@ class Group:
         """What is not finished when the block ends is removed; of S3, where it has no last document, it may stay."""
         target = store.local_path(key)
         if target is None:
-            for last in (".zattrs", "zarr.json"):
-                store.delete(f"{key}/{last}")  # first: half a group must not be readable
-            store.delete_all(key)
-            yield cls(store, key, key)
+            with _telling_what_is_gone(store, key):
+                for last in LAST_DOCUMENTS:
+                    store.delete(f"{key}/{last}")  # first: half a group must not be readable
+                store.delete_all(key)
+                yield cls(store, key, key)
             return
         _remove_abandoned(target)
         beside = partial_path(target)
@@ -55,6 +59,21 @@ class Group:
         beside, target = self.store.local_path(self.folder), self.store.local_path(self.key)
         if beside is not None and target is not None and beside != target:
             _put_folder(beside, target)
+
+
+@contextlib.contextmanager
+def _telling_what_is_gone(store: Store, key: str) -> Iterator[None]:
+    """S3 cannot rename, so a group that is replaced goes before the new one is whole: whoever loses it is told."""
+    was_there = any(store.size_bytes(f"{key}/{last}") is not None for last in LAST_DOCUMENTS)
+    try:
+        yield
+    except EmAssetsError as error:
+        if was_there:
+            gone = (
+                f"The volume that lay at {store.uri(key)} before is gone, as S3 replaces object by object: run again."
+            )
+            error.args = (f"{error} {gone}",)
+        raise
 
 
 def _put_folder(folder: Path, target: Path) -> None:

@@ -91,6 +91,16 @@ def claim_id(store: Store, folder: str, identity: Identity) -> int:
     )
 
 
+def reclaim_id(store: Store, folder: str, number: int, identity: Identity) -> int:
+    """The number that this identity had before, if nobody else has it by now; otherwise as `claim_id`."""
+    identity = json.loads(json.dumps(dict(identity)))
+    there = next((one for one in _folders(store, folder, identity) if one.number == number), None)
+    is_free = there is None or (there.identity is None and not there.is_finished)
+    if is_free and _create(store, f"{folder}/{number}/{CLAIM}", folder, identity):
+        return number
+    return claim_id(store, folder, identity)
+
+
 def release_id(store: Store, folder: str, number: int) -> None:
     """The metadata file holds the number from now on; nothing happens if it was not claimed."""
     store.delete(f"{folder}/{number}/{CLAIM}")

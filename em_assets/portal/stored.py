@@ -5,6 +5,7 @@ Every shard is compared with its recorded sha256 before a voxel of it is used (`
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +17,7 @@ from em_assets.formats._boxes import checked_box, map_boxes
 from em_assets.formats.reader import ReadPlan, RegionOutcome, RegionVoxels, Scalar
 from em_assets.records import DatasetFolder, manifest_digest
 from em_assets.standardize.ome import PYRAMID, level_factors
-from em_assets.standardize.presence import Presence
+from em_assets.standardize.presence import Presence, merge_boxes
 from em_assets.volume import Box, VolumeInfo, VoxelSize
 
 T = TypeVar("T")
@@ -39,8 +40,8 @@ class StoredImage:
         records = [one for one in folder.partition_records() if one.level == 0]
         self.missing = [box for one in records for box in one.missing]
         """Of level 0: what the publisher does not have. It is 0 wherever it is read."""
-        self.sha256 = manifest_digest(stored for one in records for stored in one.objects)
-        """Of level 0, by its shards: equal ones hold equal voxels."""
+        self.sha256 = _digest(manifest_digest(stored for one in records for stored in one.objects), self.missing)
+        """Of level 0, by its shards and what is missing: equal ones hold equal voxels on every level."""
         shapes = [part.shape for part in parts]
         self._presence = Presence(shapes, level_factors(shapes), self.missing, self.content)
         self.levels = [StoredLevel(self, level, workers) for level in range(len(parts))]
@@ -49,6 +50,14 @@ class StoredImage:
     def present(self, level: int, box: Box) -> NDArray[np.bool_] | None:
         """True where the publisher has the voxel; None where it has all."""
         return self._presence.mask(level, box)
+
+
+def _digest(of_shards: str, missing: Sequence[Box]) -> str:
+    """Whatever the boxes are that the missing voxels are recorded in, as far as they can be joined."""
+    if not missing:
+        return of_shards
+    boxes = sorted((box.start, box.stop) for box in merge_boxes(missing))
+    return hashlib.sha256(f"{of_shards} without {boxes}".encode()).hexdigest()
 
 
 class StoredLevel:

@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Mismatch
@@ -25,6 +26,7 @@ from em_assets.portal import layout
 from em_assets.portal._kept import KeptPoints, kept_points, kept_side_files
 from em_assets.portal._levels import angstrom
 from em_assets.portal._output import Output, voxel_bytes
+from em_assets.portal.ids import CLAIM
 from em_assets.portal.known import Known, Values
 from em_assets.portal.layout import RunPlace, SpacingPlace
 from em_assets.portal.pictures import Which, key_photos
@@ -42,6 +44,7 @@ CONTRAST = ("1", "99")
 """Percentiles of the grey values that a state shows black and white."""
 MASK = "SegmentationMask"
 """The shape of every volume of labels: the portal's schema has no other for them."""
+SHOWN_OTHERS = 10
 PICTURES: tuple[layout.Picture, ...] = ("snapshot", "thumbnail")
 
 
@@ -88,22 +91,25 @@ def export_tree(
     ngff: Ngff = "0.4",
     workers: int = 1,
     progress: Progress | None = None,
+    verify: bool = False,
 ) -> ExportedTree:
     """Writes a complete dataset, all its volumes, into the tree at `target`'s root.
 
-    Without numbers those of its name are used. `base_url` is where the root will be served, for Neuroglancer's states;
-    without one their addresses are relative to it. Without a `spec` the one that the dataset was made with is used.
+    Without numbers those of its name are used. With `verify` every byte of the volumes that are there is compared with
+    what was recorded when they were written; without, their sizes are. `base_url` is where the root will be served, for
+    Neuroglancer's states; without one their addresses are relative to it. Without a `spec` the one that the dataset was
+    made with is used.
 
     Raises Unavailable if the dataset is not complete or the target cannot be written, Malformed if a stored object is
     damaged, Mismatch if the numbers or the address cannot be or the number is another dataset's. What was finished by
-    then stays, and running again goes on.
+    then stays, and running again goes on. Nothing is removed that is not replaced: `notes` name what is left of others.
     """
     runs = _runs(folder.further(None), workers)
     record = next(image.volume.record for run in runs for image in run.images)
     known = Known.read(folder, record, spec)
     number = default_number(folder.name)
     deposition = _checked(deposition_id, "--deposition-id") or number
-    output = Output(target, deposition, int(record.timestamp.timestamp()), ngff, workers, progress)
+    output = Output(target, deposition, int(record.timestamp.timestamp()), ngff, workers, progress, verify)
     tree = _Tree(output, known, folder, _checked(dataset_id, "--dataset-id") or number, base_url)
     tree.write(runs)
     return tree.outcome(runs)
@@ -167,6 +173,7 @@ class _Tree:
             self._run(run, RunPlace(self.dataset_id, run.name))
         self._dataset()
         self._deposition()
+        self._tell_of_others()
 
     def outcome(self, runs: list[_Run]) -> ExportedTree:
         output = self.output
@@ -334,6 +341,24 @@ class _Tree:
         kinds = ["dataset", *(["tomogram"] if photos else []), *(["annotation"] if has_annotations else [])]
         values |= {"deposition_identifier": number, "deposition_types": kinds, "key_photos": photos}
         self.output.json(key, "DepositionMetadata", values)
+
+    def _tell_of_others(self) -> None:
+        """What an earlier export left, when the dataset had more: it is nobody's to remove but the tree's owner's."""
+        known = self.output.sizes.keys()
+        others: dict[str, None] = {}
+        for path, _ in self.output.store.list(str(self.dataset_id)):
+            parents = list(accumulate(path.split("/"), "{}/{}".format))
+            if not known.isdisjoint(parents) or path.endswith(f"/{CLAIM}"):
+                continue
+            others[next((parent for parent in parents if parent.endswith(".zarr")), path)] = None
+        if others:
+            some = ", ".join(list(others)[:SHOWN_OTHERS])
+            more = f" and {len(others) - SHOWN_OTHERS} more" if len(others) > SHOWN_OTHERS else ""
+            self.output.note(
+                f"{len(others)} files and groups in the dataset's folder are not of this export: {some}{more}; remove "
+                "them if an earlier one left them.",
+                "",
+            )
 
     def _pictures(self, keys: Mapping[layout.Picture, str]) -> dict[str, str]:
         """The first tomogram's, once more; none where there is none."""

@@ -27,16 +27,16 @@ from numpy.typing import NDArray
 from em_assets.errors import Mismatch
 from em_assets.formats._mrc_header import HEADER_BYTES
 from em_assets.formats.reader import VolumeReader
-from em_assets.portal._levels import Content, LevelForm, Ngff, angstrom, write_levels
+from em_assets.portal._levels import Content, LevelForm, Ngff, Present, angstrom, write_levels
 from em_assets.portal._mrc_file import mrc_dtype, mrc_header, write_converted
 from em_assets.portal._placing import Group, explained, put_file, scratch_files
 from em_assets.portal._staged import Measured, StagedVolume, Statistics, measure, stage, stored_dtype
-from em_assets.records import manifest_digest
+from em_assets.records import StoredObject, manifest_digest
 from em_assets.standardize.region import tool
 from em_assets.store import Store
 from em_assets.volume import VoxelSize, Zyx
 
-__all__ = ["Content", "Ngff", "Statistics", "WrittenVolume", "write_volume"]
+__all__ = ["Content", "Ngff", "Present", "Statistics", "WrittenVolume", "group_digest", "write_volume"]
 
 RULES = 1
 """Raised by one whenever the same volume would be written as other bytes: what was written before is then replaced."""
@@ -88,12 +88,16 @@ def write_volume(
     on_voxels: Callable[[int], None] | None = None,
     labels_text: Sequence[str] = (),
     scratch: Path | None = None,
+    present: Present | None = None,
+    verify: bool = False,
 ) -> WrittenVolume:
     """Writes a volume as an OME-Zarr group, an MRC file, or both; neither is visible under its name before it is whole.
 
     `identity` says what the reader's voxels are (a digest of the source). Where both keys hold what was written of the
-    same identity in the same way, with the sizes that were recorded, nothing is read or written; without an identity
-    the volume is always written. `labels_text` are lines for the MRC's header, at most eight of 80 characters.
+    same identity in the same way, with the sizes that were recorded, no voxel is read and nothing written; with
+    `verify` the bytes that are there are compared with the recorded sha256, too. Without an identity the volume is
+    always written. `present` says which voxels of level 0 the source has: the others are 0 in it, and count in no mean;
+    the identity has to tell them, too. `labels_text` are lines for the MRC's header, at most eight of 80 characters.
     The z of a tilt series' `voxel_size_nm` only makes its MRC's cell as thick. `on_voxels` is told how many more voxels
     of level 0 were read. `scratch` is a folder with room for level 0, needed where the store is no folder of this
     machine (default: the cache).
@@ -101,17 +105,17 @@ def write_volume(
     Equal arguments make equal files. Labels are stored as the smallest unsigned integers that hold the largest one.
     Raises what the reader raises; Unsupported for voxels that are no real numbers, Mismatch for labels that are not
     whole numbers from 0 to 2**64 - 1, Unavailable where the store or the disk does not take it. Then nothing is left
-    under the keys that was not whole; on S3 an earlier group of the same key is gone.
+    under the keys that was not whole; on S3 an earlier group of the same key may be gone, which the error says.
     """
     if zarr_key is None and mrc_key is None:
         raise ValueError("neither a key for the OME-Zarr nor one for the MRC is given")
     stored_dtype(reader.info)  # before anything is read
     job = _Job(reader, store, zarr_key, mrc_key, voxel_size_nm, content, identity, ngff, tuple(labels_text))
-    found = job.found()
+    found = job.found(verify=verify)
     if found is not None:
         return found
     with explained(store, zarr_key or mrc_key or ""):
-        return job.written(workers, on_voxels, scratch)
+        return job.written(workers, on_voxels, scratch, present)
 
 
 @dataclass(frozen=True)
@@ -154,32 +158,47 @@ class _Job:
         """Likewise of the MRC; None without an identity, which makes every volume another one."""
         return _digest({**self._of_voxels, "mrc_labels": list(self.labels_text)}) if self.identity is not None else None
 
-    def found(self) -> WrittenVolume | None:
+    def found(self, *, verify: bool) -> WrittenVolume | None:
         """What is there, if it is what would be written."""
         if self.identity is None:
             return None
-        if self.zarr_key is None:
-            return self._found_mrc()
+        if self.zarr_key is None:  # nothing is recorded of an MRC alone that it could be compared with
+            return None if verify else self._found_mrc()
+        try:
+            return self._found_group(verify=verify)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None  # of a file that somebody changed
+
+    def _found_group(self, *, verify: bool) -> WrittenVolume | None:
         record = self._record()
         if record is None or record.get("parameters") != self.parameters:
             return None
-        try:
-            written = self._of_record(record)
-        except (KeyError, TypeError, ValueError):
-            return None  # of a file that somebody changed
+        written = self._of_record(record)
         is_whole = self._group_bytes(record) == written.zarr_bytes
         has_mrc = written.mrc_bytes is None or self._is_our_mrc(written.mrc_bytes)
-        return written if is_whole and has_mrc else None
+        return written if is_whole and has_mrc and not (verify and self._is_damaged(written)) else None
 
     def _record(self) -> dict[str, Any] | None:
-        last = self._form(stored_dtype(self.reader.info)).last_document
+        """None where there is none, or the group's document says anything else than it would if written anew."""
+        form = self._form(stored_dtype(self.reader.info))
         try:
-            document = json.loads(self.store.read(f"{self.zarr_key}/{last}"))
-        except (FileNotFoundError, ValueError):
+            data = self.store.read(f"{self.zarr_key}/{form.last_document}")
+        except FileNotFoundError:
             return None
-        attributes = document.get("attributes") if self.ngff == "0.5" and isinstance(document, dict) else document
-        record = attributes.get(RECORD) if isinstance(attributes, dict) else None
-        return record if isinstance(record, dict) else None
+        document = json.loads(data)
+        record: dict[str, Any] = (document["attributes"] if self.ngff == "0.5" else document)[RECORD]
+        return record if form.group_documents(self._name, record)[-1][1] == data else None
+
+    @property
+    def _name(self) -> str:
+        return PurePosixPath(str(self.zarr_key)).name.removesuffix(".zarr")
+
+    def _is_damaged(self, written: WrittenVolume) -> bool:
+        """Whether any byte is another than when it was written; reads all of them."""
+        groups = {self.zarr_key: group_digest(self.store, str(self.zarr_key))}
+        if written.mrc_bytes is not None and self.mrc_key is not None:
+            groups[self.mrc_key] = _sha256(self.store, self.mrc_key, written.mrc_bytes)
+        return groups != dict(written.sha256s)
 
     def _of_record(self, record: dict[str, Any]) -> WrittenVolume:
         assert self.zarr_key is not None
@@ -231,14 +250,16 @@ class _Job:
 
     # -- written
 
-    def written(self, workers: int, on_voxels: Callable[[int], None] | None, scratch: Path | None) -> WrittenVolume:
+    def written(
+        self, workers: int, on_voxels: Callable[[int], None] | None, scratch: Path | None, present: Present | None
+    ) -> WrittenVolume:
         with scratch_files(self.store, self.mrc_key or self.zarr_key or "", scratch) as new_file:
             staged = stage(self.reader, new_file(), HEADER_BYTES, workers=workers, on_voxels=on_voxels)
             dtype, notes = self._dtype(staged.measured)
             form = self._form(dtype)
             with contextlib.ExitStack() as stack:
                 group = stack.enter_context(Group.beginning(self.store, self.zarr_key)) if self.zarr_key else None
-                absent = write_levels(staged, form, group.write, workers) if group else []
+                absent = write_levels(staged, form, group.write, workers, present) if group else []
                 mrc = self._mrc(staged, dtype, new_file)
                 notes += mrc.notes
                 done = self._done(form, staged.measured, notes)
@@ -316,8 +337,7 @@ class _Job:
         for level in range(len(form.shapes)):
             for path, data in form.array_documents(level):
                 group.write(path, data)
-        name = PurePosixPath(self.zarr_key).name.removesuffix(".zarr")
-        *before, (last, _) = form.group_documents(name, {})
+        *before, (last, _) = form.group_documents(self._name, {})
         for path, data in before:
             group.write(path, data)
         digest, size_bytes = manifest_digest(group.written), sum(one.size_bytes for one in group.written)
@@ -332,7 +352,7 @@ class _Job:
             "mrc": mrc if done.mrc_bytes is not None else None,
             "notes": list(done.notes),
         }
-        [(_, data)] = [one for one in form.group_documents(name, record) if one[0] == last]
+        [(_, data)] = [one for one in form.group_documents(self._name, record) if one[0] == last]
         group.finish(last, data)
         sha256s = {**done.sha256s, self.zarr_key: digest}
         return replace(done, zarr_bytes=size_bytes + len(data), sha256s=sha256s)
@@ -372,6 +392,23 @@ def _dtype_of_mrc(header: bytes) -> np.dtype[Any]:
     from em_assets.formats._mrc_header import DTYPES
 
     return np.dtype(DTYPES[int.from_bytes(header[12:16], "little")]).newbyteorder("<")
+
+
+def group_digest(store: Store, key: str) -> str:
+    """Of what lies there, as `WrittenVolume.sha256s` has it of a group: every file but the last document."""
+    last = {f"{key}/.zattrs", f"{key}/zarr.json"}
+    return manifest_digest(
+        StoredObject(path=path.removeprefix(f"{key}/"), size_bytes=size, sha256=_sha256(store, path, size))
+        for path, size in store.list(key)
+        if path not in last
+    )
+
+
+def _sha256(store: Store, key: str, size_bytes: int) -> str:
+    digest = hashlib.sha256()
+    for at in range(0, size_bytes, _HASHED_AT_ONCE):
+        digest.update(store.read_range(key, at, min(_HASHED_AT_ONCE, size_bytes - at)))
+    return digest.hexdigest()
 
 
 def _measured_and_hashed(store: Store, key: str, size_bytes: int, dtype: np.dtype[Any]) -> tuple[Measured, str]:
