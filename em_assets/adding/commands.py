@@ -246,30 +246,54 @@ def add_cryoet(
     )
     settings = read_settings()
     portal = portal_client(_server(api), settings)
-    wanted = [run_of_tomogram(portal, tomogram)] if tomogram is not None else wanted_runs(portal, target or "", runs)
+    refused: list[EmAssetsError] = []
+    lenient = portal_client(_server(api), settings, refused.append)
+    wanted = [run_of_tomogram(portal, tomogram)] if tomogram is not None else wanted_runs(lenient, target or "", runs)
     if name is not None and len(wanted) > 1:
         raise typer.BadParameter(f"--name {name} is for one run, but {len(wanted)} fit; leave it out.")
     _write_each(
         {f"{dataset}/{run}": partial(draft_cryoet, dataset, run, choice, portal, settings) for dataset, run in wanted},
-        lambda draft: _write(draft, name, output, force=force),
+        _each_its_own_file(name, output, force=force),
+        {f"a run of {target} (number {number})": error for number, error in enumerate(refused, 1)},
     )
 
 
-def _write_each(drafts: Mapping[str, Callable[[], Draft]], write: Callable[[Draft], None]) -> None:
-    """One that fails does not keep the others from being written; then Mismatch names every one that did."""
-    failed: dict[str, EmAssetsError] = {}
+def _each_its_own_file(name: str | None, output: Path | None, *, force: bool) -> Callable[[Draft], None]:
+    """Writes drafts; `force` replaces what was there before, not what was written just now of a similar name."""
+    taken: set[str] = set()
+
+    def write(draft: Draft) -> None:
+        from em_assets.adding.draft import slug
+
+        base = slug(draft.base_name)
+        _write(draft, name, output, force=force and base not in taken)
+        taken.add(base)
+
+    return write
+
+
+def _write_each(
+    drafts: Mapping[str, Callable[[], Draft]], write: Callable[[Draft], None], refused: Mapping[str, EmAssetsError]
+) -> None:
+    """One that fails does not keep the others from being written; then Mismatch names every one that did.
+
+    `refused` are those that failed before there was anything to draft.
+    """
+    failed: dict[str, EmAssetsError] = dict(refused)
+    for what, error in refused.items():
+        typer.echo(f"failed {what}: {error}")
     for what, draft in drafts.items():
         try:
             write(draft())
         except EmAssetsError as error:
-            if len(drafts) == 1:
+            if len(drafts) == 1 and not refused:
                 raise
             failed[what] = error
             typer.echo(f"failed {what}: {error}")
     if failed:
         raise Mismatch(
-            f"{len(failed)} of {len(drafts)} specs were not written ({', '.join(failed)}), the others were; first: "
-            f"{next(iter(failed.values()))}"
+            f"{len(failed)} of {len(drafts) + len(refused)} specs were not written ({', '.join(failed)}), the others "
+            f"were; first: {next(iter(failed.values()))}"
         )
 
 

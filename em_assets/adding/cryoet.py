@@ -6,22 +6,24 @@ Shape, dtype and voxel size are read from the form that is asked for, never from
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from em_assets.adding.chunked import chunked_source, know_chunked
 from em_assets.adding.draft import Draft, slug, title
 from em_assets.adding.files import files_source
 from em_assets.adding.volume import Wishes, know_volume
-from em_assets.datasets.fields import ITEM_BYTES, AtKey
+from em_assets.datasets.fields import ITEM_BYTES, WIDENED, AtKey
 from em_assets.datasets.portal import PortalTomogram as Selection
-from em_assets.errors import EmAssetsError, Mismatch, Unsupported
+from em_assets.errors import EmAssetsError, Malformed, Mismatch, Unsupported
 from em_assets.fetch.http import HttpClient
 from em_assets.formats._bytes import RemoteBytes
+from em_assets.formats._json import MAX_JSON_BYTES, parse_json
 from em_assets.formats.opening import open_file
 from em_assets.settings import Settings
 from em_assets.sources._cryoet_api import (
@@ -33,9 +35,9 @@ from em_assets.sources._cryoet_api import (
     PortalTomogram,
     bucket_of,
 )
+from em_assets.sources._graphql import Refused
 from em_assets.sources.chunked import open_level
 from em_assets.sources.cryoet import MASK_SHAPES, POINT_SHAPES, described, file_name, files_of, folder_number, object_in
-from em_assets.sources.widened import WIDENED
 from em_assets.volume import VolumeInfo, VoxelSize
 
 Form = Literal["zarr", "mrc"]
@@ -45,6 +47,10 @@ FULL_SIZE, COARSEST = 0, 2
 UNLIKE = 0.01
 """Share by which a header's voxel size may differ from the portal's and still be the better number of the two."""
 MOST_NAMED = 20
+BAD_REPLIES = (Malformed, Unsupported)
+"""What one list says cannot be believed; the others may be."""
+SIDE_KINDS = {".xf": "xf", ".tlt": "tilt_angles", ".xtilt": "tilt_angles", ".tltx": "tilt_angles", ".aln": "aln"}
+"""Files of an alignment that are kept, by their ending."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,9 @@ class Place:
     run: PortalRun
 
 
-def portal_client(api: str | None, settings: Settings) -> PortalClient:
-    return PortalClient(api or PORTAL_URL, HttpClient(settings))
+def portal_client(api: str | None, settings: Settings, refused: Refused | None = None) -> PortalClient:
+    """With `refused`, what cannot be believed of a list is told there, and the others go on."""
+    return PortalClient(api or PORTAL_URL, HttpClient(settings), refused=refused)
 
 
 def wanted_runs(portal: PortalClient, target: str, pattern: str | None) -> list[tuple[int, str]]:
@@ -112,10 +119,14 @@ def run_of_tomogram(portal: PortalClient, tomogram_id: int) -> tuple[int, str]:
 
 def draft_cryoet(dataset: int, run: str, choice: Choice, portal: PortalClient, settings: Settings) -> Draft:
     """Of one tomogram of a run. Raises Mismatch naming the choices where several fit, Unsupported, Malformed ..."""
-    fitting = portal.tomograms(dataset, run)
+    refused: list[Malformed] = []
+    fitting = portal_client(portal.url, settings, refused.append).tomograms(dataset, run)
+    if refused and not fitting:
+        raise refused[0]
     tomogram = _choose(dataset, run, fitting, choice)
     place = Place(portal, HttpClient(settings), settings, choice, tomogram, _run(tomogram))
     draft = Draft(base_name=f"cryoet_{dataset}_{slug(run).removeprefix('dataset_')}")
+    draft.found += [f"left out: {error}" for error in refused]
     _know_words(draft, place)
     full_size_nm = _know_zarr(draft, place) if choice.form == "zarr" else _know_mrc(draft, place)
     draft.document["source"]["portal"] = _selection(portal.url, place, fitting)
@@ -123,7 +134,8 @@ def draft_cryoet(dataset: int, run: str, choice: Choice, portal: PortalClient, s
     if choice.annotations is not None:
         _know_masks(draft, place, annotations)
         _know_points(draft, place, annotations, full_size_nm)
-    draft.know("documents", list(_documents(place, annotations if choice.annotations is not None else ())))
+    documents = _documents(draft, place, annotations if choice.annotations is not None else ())
+    draft.know("documents", list({document["path"]: document for document in documents}.values()))
     return draft
 
 
@@ -292,14 +304,19 @@ def _file_info(url: str, place: Place) -> tuple[VolumeInfo, int]:
 
 def _wanted_annotations(draft: Draft, place: Place) -> list[PortalAnnotation]:
     """Those whose object's name fits the pattern; all of them are named to the person."""
-    refused: list[str] = []
-    portal = PortalClient(place.portal.url, place.client, refused=lambda error: refused.append(str(error)))
-    every = sorted(portal.annotations(tomogram=place.tomogram), key=lambda one: (folder_number(one) or 0, one.id))
-    draft.found += [f"left out: {reason}" for reason in refused]
+    refused: list[Malformed] = []
+    portal, pattern = portal_client(place.portal.url, place.settings, refused.append), place.choice.annotations
+    try:
+        every = sorted(portal.annotations(tomogram=place.tomogram), key=lambda one: (folder_number(one) or 0, one.id))
+    except BAD_REPLIES as error:
+        if pattern is not None:
+            raise
+        draft.found.append(f"annotations left out: {error}")
+        return []
+    draft.found += [f"left out: {error}" for error in refused]
     if every:
         names = ", ".join(f"{one.object_name} ({folder_number(one)})" for one in every[:MOST_NAMED])
         draft.found.append(f"{len(every)} annotations: {names}")
-    pattern = place.choice.annotations
     if pattern is None:
         return []
     fitting = [one for one in every if _fits(one.object_name, pattern) and folder_number(one) is not None]
@@ -324,9 +341,27 @@ def _know_masks(draft: Draft, place: Place, annotations: Sequence[PortalAnnotati
         except EmAssetsError as error:
             draft.found.append(f"mask left out: {address}: {error}")
             continue
-        volumes[_free(object_in(address), volumes, annotation)] = volume
+        name = _free(object_in(address), volumes, annotation)
+        volumes[name] = volume
+        _note_other_shape(draft, f"volumes.{name}.shape", "the mask", volume["shape"])
     if volumes:
         draft.know("volumes", volumes)
+
+
+def _note_other_shape(draft: Draft, key: str, what: str, shape: Sequence[int]) -> None:
+    """That it is of another size than the tomogram, as MRC files may be: then nobody states where one is in the other.
+
+    Both begin at the corner of voxel 0.
+    """
+    own = draft.document["expected"]["source_shape"]
+    if list(shape) == own:
+        return
+    sizes = (" x ".join(map(str, voxels)) for voxels in (shape, own))
+    note = "{} is of {} voxels, the tomogram's own file has {}; nobody states where one lies in the other".format(
+        what, *sizes
+    )
+    draft.note(key, f"{note}, both are taken to begin at voxel 0")
+    draft.found.append(f"{key}: {note}")
 
 
 def _mask_of(draft: Draft, place: Place, annotation: PortalAnnotation, file: PortalAnnotationFile) -> dict[str, Any]:
@@ -371,6 +406,8 @@ def _know_points(draft: Draft, place: Place, annotations: Sequence[PortalAnnotat
             "voxel_size_nm": [float(size) for size in full_size_nm],
             "annotation": folder_number(annotation),
         }
+    if points and place.choice.form == "mrc":
+        _note_other_shape(draft, "points.location", "what the portal counts points in", place.tomogram.shape)
     if points:
         draft.know("points", points)
         draft.note("points", "whether a location counts voxels' corners or their middles nobody states: middles")
@@ -388,15 +425,18 @@ def _address(file: PortalAnnotationFile, place: Place) -> str:
     return file.s3_path if is_bucket else file.https_path
 
 
-def _free(text: str, taken: dict[str, Any], annotation: PortalAnnotation) -> str:
+def _free(text: str, taken: Container[str], annotation: PortalAnnotation) -> str:
+    """One annotation may have several shapes of one object."""
     name = slug(text)
-    return name if name not in taken else f"{name}_{folder_number(annotation)}"
+    numbered = f"{name}_{folder_number(annotation)}"
+    names = itertools.chain((name, numbered), (f"{numbered}_{count}" for count in itertools.count(2)))
+    return next(free for free in names if free not in taken)
 
 
 # What else is kept
 
 
-def _documents(place: Place, annotations: Sequence[PortalAnnotation]) -> Iterator[dict[str, Any]]:
+def _documents(draft: Draft, place: Place, annotations: Sequence[PortalAnnotation]) -> Iterator[dict[str, Any]]:
     tomogram, run = place.tomogram, place.run
     prefix = "" if run.dataset is None else run.dataset.https_prefix.rstrip("/")
     form = tomogram.https_mrc if place.choice.form == "mrc" else tomogram.https_omezarr
@@ -407,9 +447,37 @@ def _documents(place: Place, annotations: Sequence[PortalAnnotation]) -> Iterato
         beside = form.rstrip("/").rpartition("/")[0]
         yield _document("tomogram_metadata.json", f"{beside}/tomogram_metadata.json")
     yield from _of_the_other_form(place)
-    if tomogram.alignment is not None and tomogram.alignment.https_metadata is not None:
-        yield _document("alignment_metadata.json", tomogram.alignment.https_metadata)
-    for number, series in enumerate(place.portal.tilt_series(run.id)):
+    for what, of in (("alignment", _of_alignment), ("tilt series", _of_tilt_series), ("mdoc", _of_acquisition)):
+        try:
+            yield from of(place)
+        except (*BAD_REPLIES, Mismatch) as error:
+            draft.found.append(f"{what} left out: {error}")
+    for annotation in annotations:
+        yield _document(f"annotation_{folder_number(annotation)}.json", annotation.https_metadata)
+
+
+def _of_alignment(place: Place) -> Iterator[dict[str, Any]]:
+    """Its metadata, and the files that these name: the API has no addresses of them."""
+    alignment = place.tomogram.alignment
+    address = None if alignment is None else alignment.https_metadata
+    if address is None:
+        return
+    yield _document("alignment_metadata.json", address)
+    reply = place.client.get(address, max_bytes=MAX_JSON_BYTES, accept_gzip=True)
+    metadata = parse_json(reply.body, address)
+    files = metadata.get("files") if isinstance(metadata, dict) else None
+    for key in files if isinstance(files, list) else ():
+        within = str(key).removeprefix(f"{place.run.dataset_id}/{place.run.name}/")
+        ending = within[within.rfind(".") :]
+        if within == key or ending not in SIDE_KINDS or {"", ".", ".."} & set(within.split("/")):
+            continue
+        yield _document(
+            f"alignment{ending}", f"{place.run.https_prefix.rstrip('/')}/{quote(within)}", SIDE_KINDS[ending]
+        )
+
+
+def _of_tilt_series(place: Place) -> Iterator[dict[str, Any]]:
+    for number, series in enumerate(place.portal.tilt_series(place.run.id)):
         name = "tiltseries" if number == 0 else f"tiltseries_{number}"
         angles = series.https_angles
         if angles is not None:
@@ -418,8 +486,11 @@ def _documents(place: Place, annotations: Sequence[PortalAnnotation]) -> Iterato
         if lies is not None:
             beside = lies.rstrip("/").rpartition("/")[0]
             yield _document(f"{name}_metadata.json", f"{beside}/tiltseries_metadata.json")
-    for annotation in annotations:
-        yield _document(f"annotation_{folder_number(annotation)}.json", annotation.https_metadata)
+
+
+def _of_acquisition(place: Place) -> Iterator[dict[str, Any]]:
+    for number, file in enumerate(place.portal.acquisition_files(place.run.id)):
+        yield _document("frames.mdoc" if number == 0 else f"frames_{number}.mdoc", file.https_mdoc, "mdoc")
 
 
 def _of_the_other_form(place: Place) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,8 @@ MIN_NM = 1e-6
 """A millionth of a nanometre, for sizes. Less is a slip, too."""
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 ITEM_BYTES = {"uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int8": 1, "int16": 2, "int32": 4, "float32": 4}
+WIDENED = {"float16": "float32"}
+"""What a file may hold and a spec may not name, and what it is stored as: few tools read half precision."""
 
 
 class AtKey(ValueError):

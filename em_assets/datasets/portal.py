@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from em_assets.datasets.fields import AtKey, Line, SpecModel, VoxelSizeNm, WebAddress, web_address
 
-PortalId = Annotated[int, Field(ge=1, le=2**31, strict=True)]
+PortalId = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 PointFormat = Literal[
     "ndjson",
     "csv",

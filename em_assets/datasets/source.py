@@ -370,6 +370,10 @@ class Document(SpecModel):
         "tilt_angles",
         "xf",
         "aln",
+        "ctf_ctffind",
+        "ctf_gctf",
+        "ctf_imod",
+        "ctf_aretomo3",
     ]
     """How it is read, and what is checked before it is believed."""
     first: tuple[DocumentAddress, ...] = ()

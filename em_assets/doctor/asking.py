@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from em_assets.datasets.fields import WIDENED
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.doctor.metered import MeteredClient
 from em_assets.doctor.report import Section
@@ -27,6 +28,7 @@ class Wanted:
     shapes: Sequence[Zyx]
     dtype: str
     voxel_size_nm: VoxelSize
+    """As the publisher states it, also where that is known to be wrong."""
     is_labels: bool
     """Whole chunks of labels may be empty."""
 
@@ -44,7 +46,8 @@ class Asking:
     @property
     def main(self) -> Wanted:
         expected = self.spec.expected
-        return Wanted("", expected.source_shape, expected.dtype, expected.voxel_size_nm, self.spec.content == "labels")
+        is_labels, size_nm = self.spec.content == "labels", expected.voxel_size_at_publisher_nm
+        return Wanted("", expected.source_shape, expected.dtype, size_nm, is_labels)
 
     def further(self, name: str) -> Wanted:
         volume = self.spec.volumes[name]
@@ -54,8 +57,13 @@ class Asking:
     def compare_info(self, wanted: Wanted, info: VolumeInfo) -> None:
         shapes = " or ".join(map(str, wanted.shapes))
         self.section.compare(f"{wanted.prefix}shape (z, y, x)", shapes, info.shape, agrees=info.shape in wanted.shapes)
-        self.section.compare(f"{wanted.prefix}dtype", wanted.dtype, info.dtype, agrees=info.dtype == wanted.dtype)
+        self.compare_dtype(f"{wanted.prefix}dtype", wanted.dtype, info.dtype)
         self.compare_voxel_size(f"{wanted.prefix}voxel size (nm)", wanted.voxel_size_nm, info.voxel_size_nm)
+
+    def compare_dtype(self, question: str, expected: str, found: str) -> None:
+        """Of files, half precision is read as single precision; chunks are stored as they are."""
+        agrees = found == expected or (self.spec.is_by_file and WIDENED.get(found) == expected)
+        self.section.compare(question, expected, found, agrees=agrees)
 
     def compare_voxel_size(self, question: str, expected: VoxelSize, found: VoxelSize | None) -> None:
         """A volume that does not state it contradicts nothing."""

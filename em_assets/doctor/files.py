@@ -11,11 +11,10 @@ from em_assets.doctor.asking import Asking, Wanted
 from em_assets.doctor.headers import Header, header_of
 from em_assets.doctor.report import Section
 from em_assets.fetch.http import Reply
-from em_assets.formats.opening import kind_of, looks_like
+from em_assets.formats.opening import HEAD_BYTES, kind_of, looks_like
 
 MOST_FILES = 20
 """So many are asked for; of more, the first and the last."""
-HEAD_BYTES = 64
 CLOCK_SECONDS = 120.0
 KINDS = {
     **dict.fromkeys((".tif", ".tiff"), "tiff"),
@@ -61,8 +60,9 @@ def _ask_head(asking: Asking, source: FilesSource, path: str) -> None:
 def _compare_kind(section: Section, path: str, reply: Reply) -> None:
     expected = next((kind for end, kind in KINDS.items() if path.lower().endswith(end)), None)
     head = bytes(reply.body)
-    if expected is not None and kind_of(head) != expected:
-        section.add("FAIL", f"{path}: first bytes", looks_like(head, len(head)), expected)
+    size_bytes = reply.object_bytes
+    if expected is not None and kind_of(head, size_bytes) != expected:
+        section.add("FAIL", f"{path}: first bytes", looks_like(head, size_bytes or len(head)), expected)
 
 
 def _ask_mirrors(asking: Asking, source: FilesSource, path: str) -> None:
@@ -104,7 +104,7 @@ def _compare_header(asking: Asking, question: str, header: Header, files: Volume
     agrees = found in (expected, (None, *expected[1:]))
     shown = found if header.depth is not None else f"(?, {header.height}, {header.width}); page 1 does not count pages"
     asking.section.compare(f"{question}: shape", expected, shown, agrees=agrees)
-    asking.section.compare(f"{question}: dtype", wanted.dtype, header.dtype, agrees=header.dtype == wanted.dtype)
+    asking.compare_dtype(f"{question}: dtype", wanted.dtype, header.dtype)
     in_order = size_nm[a], size_nm[b], size_nm[c]
     asking.compare_voxel_size(f"{question}: voxel size (nm)", in_order, header.voxel_size_nm)
 

@@ -13,6 +13,7 @@ from em_assets.errors import EmAssetsError, Mismatch
 from em_assets.pipeline.absent import may_be_absent
 from em_assets.pipeline.documents import keep_container_documents
 from em_assets.pipeline.job import Fetched
+from em_assets.pipeline.moved import require_same_voxels
 from em_assets.pipeline.plan import Transfer, add_transfers
 from em_assets.records import PartitionRecord
 from em_assets.sources import OpenSource, open_source
@@ -56,6 +57,7 @@ class ChunkPartitions:
         return functools.reduce(add_transfers, transfers)
 
     def prepare(self, missing: Sequence[str]) -> Transfer:
+        require_same_voxels(self._job.spec, self._job.state.volumes[None], self.source.reader)
         return _transfer(self._job.state.volumes[None], self.source.reader, missing, self.place())
 
     def fetch(

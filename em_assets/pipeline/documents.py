@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from em_assets.catalog.claims import Origin
 from em_assets.datasets.source import METADATA_NAMES, ChunkedSource, Document, PrecomputedSource
 from em_assets.datasets.spec import PORTAL_DOCUMENTS, DatasetSpec
-from em_assets.errors import EmAssetsError
+from em_assets.errors import EmAssetsError, Mismatch
 from em_assets.fetch.http import HttpClient
 from em_assets.originals import original_path
 from em_assets.pipeline.locking import Log
@@ -27,7 +27,7 @@ from em_assets.sources.claims import (
     natural_order,
     spec_document,
 )
-from em_assets.sources.cryoet import CurrentSpec, current_spec
+from em_assets.sources.cryoet import CurrentSpec, current_spec, stated_spec
 from em_assets.store import Store
 from em_assets.volume import Claim
 
@@ -71,7 +71,8 @@ def _receive(job: Job) -> dict[str, str] | None:
     """Why each document that is still missing cannot be had; None if none was missing."""
     if not _absent(job.spec, job.folder) and not _lacks_replies(job.spec, job.folder):
         return None
-    received = _receive_documents(job.current, job.settings, job.folder, job.log, refresh=False)
+    current = _current(lambda: job.current, job.spec)
+    received = _receive_documents(current, job.settings, job.folder, job.log, refresh=False)
     return received.missing
 
 
@@ -83,12 +84,23 @@ def receive_all(spec: DatasetSpec, settings: Settings, folder: DatasetFolder, lo
     container = [] if spec.is_by_file else _wanted_containers(spec, folder, refresh=refresh)
     if not (refresh or container or _absent(spec, folder) or _lacks_replies(spec, folder)):
         return Received()
-    current = current_spec(spec, patient(settings))
+    current = _current(lambda: current_spec(spec, patient(settings)), spec)
     received = _receive_documents(current, settings, folder, log, refresh=refresh)
     if container:
         of_container = _receive_container(current, patient(settings), folder, log, container)
         received = Received(received.paths + of_container.paths, received.missing | of_container.missing)
     return received
+
+
+def _current(ask: Callable[[], CurrentSpec], spec: DatasetSpec) -> CurrentSpec:
+    """The spec with the addresses of now; as it is where a portal no longer says which tomogram is meant.
+
+    That keeps voxels from being fetched. Documents stop nothing, least of all a dataset that is complete.
+    """
+    try:
+        return ask()
+    except Mismatch as error:
+        return stated_spec(spec, str(error))
 
 
 def write_missing(folder: DatasetFolder, missing: Mapping[str, str]) -> None:

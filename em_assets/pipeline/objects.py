@@ -11,6 +11,7 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from em_assets.datasets.spec import DatasetSpec
 from em_assets.errors import Mismatch
 from em_assets.fetch.client import StoreClient
 from em_assets.fetch.http import HttpClient
@@ -50,6 +51,7 @@ class ObjectPartitions:
         return Transfer(len(objects), len(objects), sum(item.size_bytes for item in objects), is_upper_bound=False)
 
     def prepare(self, missing: Sequence[str]) -> Transfer:
+        self._require_one_place()
         keep_container_documents(self._job.folder, self._job.current, self.source.documents())
         return self.ask(missing)
 
@@ -88,11 +90,37 @@ class ObjectPartitions:
     @cached_property
     def kept(self) -> ChunkedVolume:
         """The same volume, read from what is kept of it, which lies here as it lay there when it was received."""
-        job = self._job
-        paths = [stored.path for record in job.state.objects.values() for stored in record.objects]
-        is_where_it_is_now = any(path.startswith(f"original/{self._source.group}") for path in paths)
-        spec, url = job.current.spec if is_where_it_is_now else job.spec, f"store:///{job.folder.path('original')}"
-        return ChunkedVolume(spec, job.settings, client=StoreClient(job.store), url=url)
+        job, url = self._job, f"store:///{self._job.folder.path('original')}"
+        return ChunkedVolume(self._as_kept(), job.settings, client=StoreClient(job.store), url=url)
+
+    def _as_kept(self) -> DatasetSpec:
+        """Each volume's group as it is now or as the spec states it, whichever something is kept of."""
+        current, kept = self._job.current, self._kept_paths()
+        spec, stated = current.spec, current.stated
+
+        def where(now: str | None, was: str | None) -> str | None:
+            return now if now == was or any(path.startswith(f"original/{now}/") for path in kept) else was
+
+        source = self._source.model_copy(update={"group": where(self._source.group, chunked_source(stated).group)})
+        volumes = {
+            name: volume.model_copy(update={"group": where(volume.group, stated.volumes[name].group)})
+            for name, volume in spec.volumes.items()
+        }
+        return spec.model_copy(update={"source": source, "volumes": volumes})
+
+    def _kept_paths(self) -> list[str]:
+        return [stored.path for record in self._job.state.objects.values() for stored in record.objects]
+
+    def _require_one_place(self) -> None:
+        """Raises Mismatch where a part is kept as it lay elsewhere: what it lacks here would read as its fill value."""
+        job, group = self._job, self._source.group
+        kept = self._kept_paths()
+        if job.spec.portal is not None and kept and not any(path.startswith(f"original/{group}/") for path in kept):
+            raise Mismatch(
+                f"{job.spec.name}: a part of its objects is kept, but the portal now has them at {group}, which is "
+                f"elsewhere, and two places make no copy; remove what is stored with `em-assets rm {job.spec.name}`, "
+                "then run again."
+            )
 
     def _record(self, key: str, copied: Sequence[CopiedObject], seconds: float) -> ObjectsRecord:
         prefix = self._job.folder.path("")

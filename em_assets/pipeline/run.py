@@ -202,12 +202,14 @@ def _open_reader(job: Job, sub: str | None) -> tuple[VolumeReader, Box]:
 
         return open_kept(job, sub)
     from em_assets.pipeline.chunks import ChunkPartitions
+    from em_assets.pipeline.moved import require_same_voxels
 
     partitions = job.partitions
     assert isinstance(partitions, ChunkPartitions)
     if sub is None:
         return partitions.source.reader, partitions.place()
     reader = partitions.source.volume_reader(sub)
+    require_same_voxels(job.spec, job.state.volumes[sub], reader)
     return reader, Box.from_shape(job.spec.volumes[sub].shape, at=reader.info.origin)
 
 

@@ -19,6 +19,7 @@ from em_assets.settings import Settings
 from em_assets.sources._cryoet_entities import (
     Addresses,
     E,
+    PortalAcquisitionFile,
     PortalAlignment,
     PortalAnnotation,
     PortalAnnotationFile,
@@ -42,6 +43,7 @@ __all__ = [
     "PORTAL_URL",
     "Condition",
     "NotInPortal",
+    "PortalAcquisitionFile",
     "PortalAlignment",
     "PortalAnnotation",
     "PortalAnnotationFile",
@@ -162,6 +164,9 @@ class PortalClient:
 
     def tilt_series(self, run_id: int | str, where: Sequence[Condition] = ()) -> list[PortalTiltSeries]:
         return self.find(PortalTiltSeries, [_of_run(run_id), *where])
+
+    def acquisition_files(self, run_id: int | str, where: Sequence[Condition] = ()) -> list[PortalAcquisitionFile]:
+        return self.find(PortalAcquisitionFile, [_of_run(run_id), *where])
 
     def alignments(self, run_id: int | str, where: Sequence[Condition] = ()) -> list[PortalAlignment]:
         """With what each section was moved by."""

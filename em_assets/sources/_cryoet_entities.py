@@ -512,6 +512,16 @@ class PortalTiltSeries(PortalEntity):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PortalAcquisitionFile(PortalEntity):
+    """SerialEM's notes of a run (mdoc)."""
+
+    KIND = ("frame acquisition file", "FrameAcquisitionFile", "frameAcquisitionFiles")
+    run_id: int | None = of("runId", Fields.whole_if_any)
+    s3_mdoc: str = of("s3MdocPath", Fields.s3)
+    https_mdoc: str = of("httpsMdocPath", Fields.https)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortalVoxelSpacing(PortalEntity):
     KIND = ("voxel spacing", "TomogramVoxelSpacing", "tomogramVoxelSpacings")
     angstrom: float = of("voxelSpacing", Fields.positive)

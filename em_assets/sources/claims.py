@@ -38,7 +38,7 @@ EXTRACTORS: dict[str, int] = dict.fromkeys(
         *("spec", "empiar_entry", "empiar_xml", "idr_image", "omero_image", "idr_annotations", "idr_study", "table"),
         *("json", "xml", "html", "text", "dm", "tiff", "hdf5", "mrc", "zarr", "n5", "precomputed"),
         *("cryoet_api", "cryoet_metadata", "ome_zarr_attributes", "zarr_array", "mrc_header", "points"),
-        *("mdoc", "tilt_angles", "xf", "aln"),
+        *("mdoc", "tilt_angles", "xf", "aln", "ctf_ctffind", "ctf_gctf", "ctf_imod", "ctf_aretomo3"),
     ),
     1,
 )

@@ -7,16 +7,18 @@ from names or voxel spacings. The bytes themselves come as of any other publishe
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from em_assets.datasets.portal import PointSet, PortalTomogram
 from em_assets.datasets.source import ChunkedSource, FilesSource, SubVolume
 from em_assets.datasets.spec import PORTAL_DOCUMENTS, DatasetSpec
 from em_assets.errors import EmAssetsError, Malformed, Mismatch
+from em_assets.formats._json import MAX_JSON_BYTES
 from em_assets.settings import Settings
 from em_assets.sources.claims import document_path
 
@@ -79,8 +81,7 @@ def current_spec(spec: DatasetSpec, settings: Settings, client: HttpClient | Non
     except NotInPortal:
         raise
     except EmAssetsError as error:
-        reason = str(error)
-        return CurrentSpec(spec, spec, {}, {"address": _the_specs(reason)}, {REPLIES: reason})
+        return stated_spec(spec, str(error))
     tomogram = one_tomogram(spec.name, spec.portal, found)
     notes: dict[str, str] = {}
     # one annotation that cannot be believed is left out, and the others are not
@@ -88,11 +89,19 @@ def current_spec(spec: DatasetSpec, settings: Settings, client: HttpClient | Non
     files = _annotation_files(lenient, spec, tomogram, notes)
     placed = _placed(spec, tomogram, files, notes)
     met: dict[str, Any] = {"address": "the API's", "portal_tomogram": tomogram.id}
+    kept = first_replies(replies)
+    if len(kept) < len(replies):
+        met["replies"] = f"the first {len(kept)} of {len(replies)} are kept: more is no document that is read again"
     if notes:
         met["annotations"] = notes
     if refused:
         met["refused"] = [str(error) for error in refused]
-    return CurrentSpec(placed, spec, {REPLIES: joined_replies(replies)}, met)
+    return CurrentSpec(placed, spec, {REPLIES: joined_replies(kept)}, met)
+
+
+def stated_spec(spec: DatasetSpec, reason: str) -> CurrentSpec:
+    """The spec with its own addresses, because of `reason`."""
+    return CurrentSpec(spec, spec, {}, {"address": _the_specs(reason)}, {REPLIES: reason})
 
 
 def _the_specs(reason: str) -> str:
@@ -106,6 +115,12 @@ def _hurried(settings: Settings) -> Settings:
             "unreachable_seconds": min(settings.unreachable_seconds, ASK_UNREACHABLE_SECONDS),
         }
     )
+
+
+def first_replies(replies: Sequence[bytes]) -> list[bytes]:
+    """As many as are one JSON document that its readers take."""
+    sizes = itertools.accumulate(len(joined_replies([reply])) for reply in replies)
+    return [reply for reply, size in zip(replies, sizes, strict=True) if size <= MAX_JSON_BYTES]
 
 
 def joined_replies(replies: Sequence[bytes]) -> bytes:
@@ -335,8 +350,15 @@ def _split(base: str, address: str) -> tuple[str, str]:
 
 def moved(url: str, was: str, now: str) -> str:
     """The address of a document that lies beside the tomogram, where the tomogram lies now; others stay."""
-    old, new = (urlsplit(text).path.strip("/").rpartition("/")[0] for text in (was, now))
+    old, new = (_web_path(text).rpartition("/")[0] for text in (was, now))
     return url.replace(f"/{old}/", f"/{new}/", 1) if old and old != new else url
+
+
+def _web_path(address: str) -> str:
+    """As it stands in a web address: the path of a web address, or a key, which is not encoded yet."""
+    if address.startswith(("http://", "https://")):
+        return urlsplit(address).path.strip("/")
+    return quote(address.strip("/"))
 
 
 def _groups(spec: DatasetSpec) -> list[str]:

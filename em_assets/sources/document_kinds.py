@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from em_assets.datasets.source import Document
 from em_assets.errors import Malformed, Mismatch
 from em_assets.fetch.replies import safe_url
+from em_assets.formats._ctf_tables import CtfFormat
 from em_assets.formats._json import parse_json
 from em_assets.formats.reader import Scalar
 from em_assets.sources.markup import text_leaves, xml_leaves
@@ -23,7 +24,14 @@ JSON_KINDS = frozenset(
         *("cryoet_metadata", "cryoet_api", "ome_zarr_attributes", "zarr_array"),
     }
 )
-PLAIN_KINDS = frozenset({"mdoc", "tilt_angles", "xf", "aln", "mrc_header"})
+CTF_KINDS: dict[str, CtfFormat] = {
+    "ctf_ctffind": "CTFFIND",
+    "ctf_gctf": "Gctf",
+    "ctf_imod": "IMOD",
+    "ctf_aretomo3": "AreTomo3",
+}
+"""Tables of CTF programs, each in a format of its own that nothing in it names."""
+PLAIN_KINDS = frozenset({"mdoc", "tilt_angles", "xf", "aln", "mrc_header", *CTF_KINDS})
 """Files beside a tilt series, and the beginning of an MRC file."""
 STUDY = re.compile(r"idr\d{4}")
 """Accession of a study, in the address of its files."""
@@ -67,6 +75,8 @@ def plain_leaves(kind: str, raw: bytes, where: str) -> Iterator[tuple[str, Scala
         return header_leaves(raw, where)
     from em_assets.formats.tilt_files import leaves
 
+    if kind in CTF_KINDS:
+        return leaves(raw, "ctf", where, ctf_format=CTF_KINDS[kind])
     return leaves(raw, "rawtlt" if kind == "tilt_angles" else kind, where)
 
 

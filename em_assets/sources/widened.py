@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from em_assets.datasets.fields import WIDENED
 from em_assets.formats.reader import ReadPlan, RegionOutcome, RegionVoxels, Scalar, VolumeReader
 from em_assets.volume import Box
 
 T = TypeVar("T")
-WIDENED = {"float16": "float32"}
-"""What a reader may give and a spec may not name, and what it is stored as: few tools read half precision."""
 
 
 def widened(reader: VolumeReader, dtype: str) -> VolumeReader:

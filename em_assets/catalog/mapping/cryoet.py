@@ -16,17 +16,20 @@ from em_assets.catalog.mapping.saying import said
 from em_assets.catalog.statements import Context, StatedDocument, Statement
 from em_assets.catalog.values import count, dtype, number
 from em_assets.catalog.vocabulary import Authority
+from em_assets.datasets.portal import PointSet
 from em_assets.datasets.source import ChunkedSource
 from em_assets.datasets.spec import DatasetSpec
 from em_assets.formats._mrc_header import DTYPES, VOLUME_STACKS, dtype_of, places_of, spacings_angstrom
 from em_assets.formats._units import to_nanometres
 from em_assets.formats.reader import Scalar
-from em_assets.sources.cryoet import file_name, object_in
+from em_assets.sources.cryoet import file_name, number_in, object_in
 from em_assets.sources.points import POINTS, named_by_document
 
 OTHER: Authority = "publisher API"
 """Of what is said of the other form: below the file that is stored here, and below the spec, which was read from it."""
 DATES = (("deposition_date", "deposited_on"), ("release_date", "released_on"), ("last_modified_date", "updated_on"))
+Place = tuple[str, str]
+"""(name of points, JSON pointer of their annotation)."""
 API_ITEM = re.compile(r"(/\d+/data/items/\d+)/(voxelSpacing|objectCount)$")
 API_PATH = re.compile(r"/annotationFiles/edges/\d+/node/httpsPath$")
 OF_DATASET = {  # not its title: that is the portal's dataset's, of which this is one tomogram
@@ -95,12 +98,15 @@ def _annotation(document: StatedDocument, spec: DatasetSpec) -> Iterator[Stateme
 
 def _points_of(spec: DatasetSpec, paths: Sequence[str]) -> list[str]:
     """The spec's points that one of these files lists."""
-    files = [file_name(path) for path in paths if "point" in file_name(path) or "instanceseg" in file_name(path)]
-    return [
-        name
-        for name, points in spec.points.items()
-        if any(object_in(file) == object_in(points.url) and file.endswith(".ndjson") for file in files)
-    ]
+    files = [path for path in paths if "point" in file_name(path) or "instanceseg" in file_name(path)]
+    return [name for name, points in spec.points.items() if any(_lists(path, points) for path in files)]
+
+
+def _lists(path: str, points: PointSet) -> bool:
+    """Whether this is the file of these points: of the same annotation, where the spec has its number, and object."""
+    if points.annotation is not None and number_in(path) not in (None, points.annotation):
+        return False
+    return object_in(path) == object_in(points.url) and path.endswith(".ndjson")
 
 
 def read_api(document: StatedDocument, context: Context) -> Iterator[Statement]:
@@ -115,11 +121,22 @@ def read_api(document: StatedDocument, context: Context) -> Iterator[Statement]:
         yield from _spacing(document, f"{tomograms[0]}/voxelSpacing", level_of(context.spec))
         for key, field in OF_DATASET.items():
             yield from said(document, f"{tomograms[0]}/run/dataset/{key}", field)
-    for at in found["objectCount"]:
-        begin = f"{at}/annotationShapes/"
-        own = (key for key in document.values if key.startswith(begin) and API_PATH.search(key))
-        for name in _points_of(context.spec, [str(document.values[key]) for key in own]):
-            yield from said(document, f"{at}/objectCount", "object_count", volume=f"{POINTS}/{name}")
+    for name, at in _annotations_of_points(document, context.spec, found["objectCount"]):
+        yield from said(document, f"{at}/objectCount", "object_count", volume=f"{POINTS}/{name}")
+
+
+def _annotations_of_points(document: StatedDocument, spec: DatasetSpec, places: Sequence[str]) -> Iterator[Place]:
+    """Which annotation of the replies each of the spec's points is of; none where that is not clear."""
+    paths: dict[str, list[str]] = {}
+    for key in filter(API_PATH.search, document.values):
+        paths.setdefault(key.partition("/annotationShapes/")[0], []).append(str(document.values[key]))
+    for name, points in spec.points.items():
+        fitting = [at for at in places if name in _points_of(spec, paths.get(at, ()))]
+        stated = file_name(points.url)
+        if len(fitting) > 1:  # several people annotated this object
+            fitting = [at for at in fitting if stated in map(file_name, paths[at])]
+        if len(fitting) == 1:
+            yield name, fitting[0]
 
 
 def read_points(document: StatedDocument, context: Context) -> Iterator[Statement]:

@@ -13,6 +13,7 @@ from datetime import date
 from em_assets.catalog.mapping.files import COLUMN, PAGE, ROW, ZYX, FileReading, exact, readings
 from em_assets.catalog.statements import Context, StatedDocument, Statement
 from em_assets.catalog.values import MONTHS, count, number
+from em_assets.datasets.fields import WIDENED
 from em_assets.formats._mrc_header import DTYPES, MAX_LABELS, VOLUME_STACKS, dtype_of, places_of, spacings_angstrom
 
 AXES = ("/maps", "/mapr", "/mapc")
@@ -37,7 +38,8 @@ SERIALEM = re.compile(r"SerialEM: (\S.*?) {2,}(\d\d?)-([A-Za-z]{3})-(\d\d)  ?\d\
 def read(document: StatedDocument, context: Context) -> Iterator[Statement]:
     for reading in readings(document, context):
         yield from _sizes(reading)
-        yield from _voxels(reading)
+        volume = context.spec if reading.volume is None else context.spec.volumes[reading.volume]
+        yield from _voxels(reading, volume.dtype)
         yield from _microscope(reading)
         yield from _serialem(reading)
 
@@ -57,12 +59,20 @@ def _sizes(reading: FileReading) -> Iterator[Statement]:
     yield from reading.state("source_axes", letters, "/maps", stated=stated)
 
 
-def _voxels(reading: FileReading) -> Iterator[Statement]:
+def _voxels(reading: FileReading, stored_dtype: str) -> Iterator[Statement]:
+    """Half floats that the spec has stored as single ones are no contradiction."""
     mode, flags = number(reading.values.get("/mode")), number(reading.values.get("/imodFlags"))
     if mode is not None and mode in DTYPES:
-        dtype = dtype_of(int(mode), None if flags is None else int(flags))
-        by = "signed in MRC2014" if flags is None else f"by IMOD's flags, {flags:.0f}"
-        yield from reading.state("dtype", dtype, "/mode", stated=f"MODE {mode:.0f}", note=None if mode else by)
+        found = dtype_of(int(mode), None if flags is None else int(flags))
+        note = None
+        if not mode:
+            note = "signed in MRC2014" if flags is None else f"by IMOD's flags, {flags:.0f}"
+        elif WIDENED.get(found) == stored_dtype:
+            note, found = (
+                f"{found} in the file, stored as {stored_dtype}, which holds each of them exactly",
+                stored_dtype,
+            )
+        yield from reading.state("dtype", found, "/mode", stated=f"MODE {mode:.0f}", note=note)
         yield from reading.state("file_format", "MRC", "/mode", stated="MRC, by its header")
     geometry = {name: number(reading.values.get(f"/{name}")) for name in GEOMETRY}
     for axis, size in zip((PAGE, ROW, COLUMN), spacings_angstrom(geometry), strict=True):
