@@ -464,6 +464,21 @@ def test_add_asks_for_a_choice_where_several_tomograms_are(portal):
     assert "tomogram" not in draft.document["source"]["portal"]
 
 
+def test_a_whole_run_is_a_spec_for_each_of_its_tomograms(portal, monkeypatch, capsys):
+    """With --every; each selection tells its tomogram from the other."""
+    monkeypatch.setenv("EM_ASSETS_DATASETS", str(portal.specs_folder))
+    key = f"{SPACING}/Tomograms/101/tomogram_metadata.json"
+    portal.replace(key, (portal.tree / TOMOGRAM / "tomogram_metadata.json").read_bytes())
+    portal.edit(key, reconstruction_method="SIRT")
+    words = ["add", "cryoet", "10000/TS_026", "--every", "--form", "mrc", "--api", portal.api]
+    code, _, err = run_cli(monkeypatch, capsys, *words, "--server", portal.http.url)
+    assert code == 0, err
+    tomograms = portal_client(portal.api, portal.settings).tomograms(10000, "TS_026")
+    specs = [load_spec(portal.specs_folder / f"cryoet_10000_ts_026_{one.id}.yaml") for one in tomograms]
+    assert [spec.portal.reconstruction_method for spec in specs] == [one.reconstruction_method for one in tomograms]
+    assert len({spec.identity() for spec in specs}) == 2
+
+
 def test_what_the_api_answered_is_kept(complete):
     """As it was received, one JSON list; every value of it is a claim."""
     served, spec, _ = complete

@@ -218,6 +218,7 @@ def add_cryoet(
     processing: Annotated[
         str | None, typer.Option("--processing", help="raw, denoised or filtered, where there are several")
     ] = None,
+    every: Annotated[bool, typer.Option("--every", help="where a run has several that fit: a spec for each")] = False,
     annotations: Annotated[
         str | None, typer.Option("--annotations", metavar="PATTERN", help="masks and points of such objects, too: '*'")
     ] = None,
@@ -231,7 +232,7 @@ def add_cryoet(
 
     From its API, and the header of the form that is asked for; the other form may differ.
     """
-    from em_assets.adding.cryoet import Choice, draft_cryoet, portal_client, run_of_tomogram, wanted_runs
+    from em_assets.adding.cryoet import Choice, draft_cryoet, every_choice, portal_client, run_of_tomogram, wanted_runs
 
     if (target is None) == (tomogram is None):
         raise typer.BadParameter("give either DATASET/RUN, as in 10000/TS_026, or --tomogram ID.")
@@ -249,12 +250,19 @@ def add_cryoet(
     refused: list[EmAssetsError] = []
     lenient = portal_client(_server(api), settings, refused.append)
     wanted = [run_of_tomogram(portal, tomogram)] if tomogram is not None else wanted_runs(lenient, target or "", runs)
-    if name is not None and len(wanted) > 1:
-        raise typer.BadParameter(f"--name {name} is for one run, but {len(wanted)} fit; leave it out.")
+    drafts = {
+        f"{dataset}/{run}" + (f" tomogram {one.tomogram}" if one.is_one_of_several else ""): partial(
+            draft_cryoet, dataset, run, one, portal, settings
+        )
+        for dataset, run in wanted
+        for one in (every_choice(dataset, run, choice, lenient) if every else [choice])
+    }
+    if name is not None and len(drafts) > 1:
+        raise typer.BadParameter(f"--name {name} is for one tomogram, but {len(drafts)} fit; leave it out.")
     _write_each(
-        {f"{dataset}/{run}": partial(draft_cryoet, dataset, run, choice, portal, settings) for dataset, run in wanted},
+        drafts,
         _each_its_own_file(name, output, force=force),
-        {f"a run of {target} (number {number})": error for number, error in enumerate(refused, 1)},
+        {f"a part of {target} (number {number})": error for number, error in enumerate(refused, 1)},
     )
 
 

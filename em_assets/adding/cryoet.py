@@ -63,6 +63,8 @@ class Choice:
     annotations: str | None = None
     """A pattern as the shell has them, for the names of objects; None: no annotation."""
     tomogram: int | None = None
+    is_one_of_several: bool = False
+    """Of a run, each of which gets a spec: their names have the tomogram's id."""
     voxel_spacing_angstrom: float | None = None
     processing: str | None = None
     endpoint: str | None = None
@@ -117,6 +119,12 @@ def run_of_tomogram(portal: PortalClient, tomogram_id: int) -> tuple[int, str]:
     return run.dataset_id, run.name
 
 
+def every_choice(dataset: int, run: str, choice: Choice, portal: PortalClient) -> list[Choice]:
+    """One for each tomogram of the run that fits; only the choice itself where none or one does."""
+    found = _fitting(portal.tomograms(dataset, run), choice)
+    return [replace(choice, tomogram=one.id, is_one_of_several=True) for one in found] if len(found) > 1 else [choice]
+
+
 def draft_cryoet(dataset: int, run: str, choice: Choice, portal: PortalClient, settings: Settings) -> Draft:
     """Of one tomogram of a run. Raises Mismatch naming the choices where several fit, Unsupported, Malformed ..."""
     refused: list[Malformed] = []
@@ -125,7 +133,8 @@ def draft_cryoet(dataset: int, run: str, choice: Choice, portal: PortalClient, s
         raise refused[0]
     tomogram = _choose(dataset, run, fitting, choice)
     place = Place(portal, HttpClient(settings), settings, choice, tomogram, _run(tomogram))
-    draft = Draft(base_name=f"cryoet_{dataset}_{slug(run).removeprefix('dataset_')}")
+    base = f"cryoet_{dataset}_{slug(run).removeprefix('dataset_')}"
+    draft = Draft(base_name=f"{base}_{tomogram.id}" if choice.is_one_of_several else base)
     draft.found += [f"left out: {error}" for error in refused]
     _know_words(draft, place)
     full_size_nm = _know_zarr(draft, place) if choice.form == "zarr" else _know_mrc(draft, place)
@@ -142,10 +151,10 @@ def draft_cryoet(dataset: int, run: str, choice: Choice, portal: PortalClient, s
 # Which tomogram
 
 
-def _choose(dataset: int, run: str, fitting: Sequence[PortalTomogram], choice: Choice) -> PortalTomogram:
-    found = [
+def _fitting(tomograms: Sequence[PortalTomogram], choice: Choice) -> list[PortalTomogram]:
+    return [
         one
-        for one in fitting
+        for one in tomograms
         if choice.tomogram in (None, one.id)
         and choice.processing in (None, one.processing)
         and (
@@ -153,12 +162,17 @@ def _choose(dataset: int, run: str, fitting: Sequence[PortalTomogram], choice: C
             or math.isclose(choice.voxel_spacing_angstrom, one.voxel_spacing_angstrom, abs_tol=5e-4)
         )
     ]
+
+
+def _choose(dataset: int, run: str, fitting: Sequence[PortalTomogram], choice: Choice) -> PortalTomogram:
+    found = _fitting(fitting, choice)
     if len(found) == 1:
         return found[0]
     names = "; ".join(map(described, found or fitting)) or "none"
     what = f"{len(found)} tomograms fit" if found else "no tomogram fits"
     raise Mismatch(
-        f"{dataset}/{run}: {what}; choose one with --voxel-spacing, --processing or --tomogram ID: there are {names}."
+        f"{dataset}/{run}: {what}; choose one with --voxel-spacing, --processing or --tomogram ID, or take --every: "
+        f"there are {names}."
     )
 
 
