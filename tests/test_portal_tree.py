@@ -711,12 +711,18 @@ def test_the_browser_shows_the_state(exported, served):
         assert is_coloured(z, y) == inside
 
 
-def test_the_official_client_reads_it(exported):
-    """The portal's own client, by the sample's GraphQL: everything is found, and downloads are what was written."""
+def test_the_official_client_reads_it(exported, tmp_path, monkeypatch):
+    """The portal's own client, by the sample's GraphQL and bucket: all is found, and it downloads what was written."""
     portal = pytest.importorskip("cryoet_data_portal", reason="the portal's client is an extra for tests")
     from em_assets.sample.server import OriginServer
 
-    with OriginServer(exported.root.parent.parent) as server:
+    origin = tmp_path / "origin"
+    shutil.copytree(exported.root, origin / "our-bucket")
+    (origin / "our-bucket/.bucket").touch()
+    (tmp_path / "got").mkdir()
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with OriginServer(origin) as server:
+        monkeypatch.setenv("BOTO_ENDPOINT_URL", server.url)
         client = portal.Client(f"{server.url}/graphql")
         dataset = portal.Dataset.get_by_id(client, NUMBER)
         assert dataset.title == exported.dataset.read_record().title
@@ -727,8 +733,15 @@ def test_the_official_client_reads_it(exported):
         assert annotation.object_name == NUC
         [shape] = annotation.annotation_shapes
         assert {file.format for file in shape.annotation_files} == {"mrc", "zarr"}
-        data = urllib.request.urlopen(tomogram.https_mrc_file, timeout=10).read()
-        assert data == (exported.root / f"{BASE}/Tomograms/100/{NAME}.mrc").read_bytes()
+        tomogram.download_mrcfile(str(tmp_path / "got"))
+        tomogram.download_omezarr(str(tmp_path / "got"))
+        annotation.download(str(tmp_path / "got"), format="zarr")
+    tomograms, got = exported.root / f"{BASE}/Tomograms/100", files_below(tmp_path / "got")
+    mask = next(exported.root.glob(f"{BASE}/Annotations/*/*.zarr"))
+    wanted = {f"{NAME}.mrc": (tomograms / f"{NAME}.mrc").read_bytes()}
+    for group in (tomograms / f"{NAME}.zarr", mask):
+        wanted |= {f"{group.name}/{key}": data for key, data in files_below(group).items()}
+    assert {key: data for key, data in got.items() if not key.endswith(".json")} == wanted
 
 
 # From outside
