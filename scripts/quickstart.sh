@@ -39,11 +39,11 @@ if [ "${1:-}" = all ]; then
 fi
 
 printf '\nWhat there is now\n'
-for name in $names; do printf '  %-17s %s\n' "$name" "$EM_ASSETS_ROOT/$name/volume.ome.zarr"; done
+for name in $names; do printf '  %-19s %s\n' "$name" "$EM_ASSETS_ROOT/$name/volume.ome.zarr"; done
 cat <<EOF
-  the catalogue     $EM_ASSETS_ROOT/metadata.duckdb
-  Dagster's log     $DAGSTER_HOME
-  the sample        still served; stop it with: em-assets sample down
+  the catalogue       $EM_ASSETS_ROOT/metadata.duckdb
+  Dagster's log       $DAGSTER_HOME
+  the sample          still served; stop it with: em-assets sample down
 
 What to try next, after this line in your shell:
   source .venv/bin/activate && eval "\$(em-assets sample env)"

@@ -49,10 +49,15 @@ def _write_block(work: Work, part: Part, folder: Path, number: int, block: Box) 
     missing = work.read_into(voxels[Box.from_shape(block.shape).slices], part.level, block.shifted(part.box.start))
     written = []
     for at in Box.from_shape(filled_up).cells(CHUNK):
-        # as an array: of bytes, imagecodecs takes the items for single bytes whatever typesize says, and shuffles nothing
+        # not as bytes: imagecodecs takes their items for single bytes whatever typesize says, and shuffles nothing
         chunk = np.ascontiguousarray(voxels[Box.from_shape(CHUNK, at=multiply(at, CHUNK)).slices])
         data = blosc_encode(
-            chunk, BLOSC_LEVEL, compressor="zstd", shuffle=BLOSC_SHUFFLE, typesize=dtype.itemsize, numthreads=1
+            chunk,  # type: ignore[arg-type]  # an array is a buffer
+            BLOSC_LEVEL,
+            compressor="zstd",
+            shuffle=BLOSC_SHUFFLE,
+            typesize=dtype.itemsize,
+            numthreads=1,
         )
         z, y, x = (i + start // edge for i, start, edge in zip(at, block.start, CHUNK, strict=True))
         written.append(_write(folder, f"{number}/{z}/{y}/{x}", bytes(data)))
