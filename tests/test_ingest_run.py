@@ -10,6 +10,7 @@ import copy
 import json
 import shutil
 import struct
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from PIL import Image
 
 from em_assets.errors import Malformed, Mismatch
 from em_assets.formats.opening import open_volume
+from em_assets.ingest.acquisition import _pixel_size
 from em_assets.ingest.config import load_config
 from em_assets.ingest.copying import copy as copy_file
 from em_assets.ingest.filters import read_filters
@@ -324,6 +326,23 @@ def test_values_come_from_the_files(dataset1):
     objects = case.json(f"{RUN1}/IdentifiedObjects/identified_objects.json")
     assert [row["object_id"] for row in objects] == ["GO:0005739", "GO:0005794", "GO:0005783"]
     assert "run_name" not in objects[0]
+
+
+PIXELS = {
+    "as the config": (3.3702, 3.3702, 3.3702, (3.3702, 3.3702), 0),
+    "no config": (None, 3.3702, 3.3702, (3.3702, 3.3702), 0),
+    "not square": (None, 3.0, 4.0, (3.0, 4.0), 1),
+    "not square, the config has y": (3.0, 3.0, 4.0, (3.0, 4.0), 1),
+    "another config": (5.0, 3.0, 4.0, (5.0, 5.0), 1),
+}
+
+
+@pytest.mark.parametrize(("given", "y", "x", "pixels", "said"), PIXELS.values(), ids=PIXELS)
+def test_pixels_of_a_tilt_series_keep_both_sizes(given, y, x, pixels, said):
+    """Where y is the config's, or nobody else says; where the config contradicts the header it is written, and said."""
+    reader = types.SimpleNamespace(pixel_size_nm=(y / 10, x / 10))
+    found, notes = _pixel_size(reader, given, "TS_run1.st")
+    assert (found, len(notes)) == (pytest.approx(pixels), said)
 
 
 def test_imod_and_aretomo_say_the_same(raw):

@@ -405,13 +405,13 @@ class _Series:
     def _made(self, sources: Sources, frames: int) -> Made:
         sections, said = self._sections(sources)
         with opened(sources, self.path, self.bench.settings) as reader:
-            pixel, notes = _pixel_size(reader, self.values.get("pixel_spacing"), self.path)
+            (pixel, pixel_x), notes = _pixel_size(reader, self.values.get("pixel_spacing"), self.path)
             written = write_volume(
                 reader,
                 self.bench.destination,
                 zarr_key=self.place.zarr,
                 mrc_key=self.place.mrc,
-                voxel_size_nm=(nanometres(pixel),) * 3,
+                voxel_size_nm=(nanometres(pixel), nanometres(pixel), nanometres(pixel_x)),
                 content="tilt_series",
                 identity=digest_of([[file.path, file.sha256] for file in sources.files(self.path)]),
                 workers=self.bench.settings.workers,
@@ -450,21 +450,25 @@ class _Series:
         return tilt_series.section_values(angles, notes, rows, f"{self.rawtlt} and {self.owner.mdoc}"), ()
 
 
-def _pixel_size(reader: Any, given: float | None, name: str) -> tuple[float, tuple[str, ...]]:
-    """In angstrom, and what there is to say where the header says otherwise. Raises Mismatch where nobody says."""
+def _pixel_size(reader: Any, given: float | None, name: str) -> tuple[tuple[float, float], tuple[str, ...]]:
+    """(y, x) in angstrom, and what there is to say where the header says otherwise. Raises Mismatch where nobody says.
+
+    Of a header whose pixels are not square and whose y is the config's both are kept: the portal has room for one.
+    """
     found = getattr(reader, "pixel_size_nm", None) or (reader.info.voxel_size_nm and reader.info.voxel_size_nm[1:])
-    header = None if found is None else angstrom((found[0], *found))[1:]
-    if given is None:
-        if header is None:
-            raise Mismatch(
-                f"{name} does not say how large its pixels are, and the config has no pixel_spacing; add it."
-            )
-        said = () if header[0] == header[1] else (f"The pixels of {name} are {header[0]:g} x {header[1]:g} A (y, x).",)
-        return header[0], said
-    if header is not None and any(abs(size - given) > 1e-6 * given for size in header):
-        shown = " x ".join(f"{size:.8g}" for size in header)
-        return given, (f"The header of {name} says {shown} A (y, x), the config {given:g} A; the config's is written.",)
-    return given, ()
+    if found is None and given is None:
+        raise Mismatch(f"{name} does not say how large its pixels are, and the config has no pixel_spacing; add it.")
+    if found is None:
+        assert given is not None
+        return (given, given), ()
+    _, y, x = angstrom((found[0], *found))
+    shown = f"{y:.8g} x {x:.8g} A (y, x)"
+    if given is None or (abs(y - given) <= 1e-6 * given < abs(x - given)):
+        said = () if x == y else (f"The pixels of {name} are {shown}: both are written, pixel_spacing is y's.",)
+        return (y if given is None else given, x), said
+    if any(abs(size - given) > 1e-6 * given for size in (y, x)):
+        return (given, given), (f"The header of {name} says {shown}, the config {given:g} A; the config's is written.",)
+    return (given, given), ()
 
 
 def _key(keys: Mapping[str, str], endings: Sequence[str]) -> str | None:
