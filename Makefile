@@ -19,10 +19,10 @@ quickstart-all: $(STAMP) ## The same for all publishers, with their metadata
 	@scripts/quickstart.sh all
 
 test: $(STAMP) ## The tests (not those marked slow or network); three at once, because many wait
-	@$(RUN) pytest -n 3
+	@$(RUN) pytest -n 3 --dist worksteal
 
 test-slow: $(STAMP) ## The tests marked slow: kills, races, memory, whole commands (half an hour)
-	@$(RUN) pytest -n 3 -m slow
+	@$(RUN) pytest -n 3 --dist worksteal -m slow
 
 dev: $(STAMP) ## Dagster's UI on the sample origin
 	@export PATH="$$PWD/.venv/bin:$$PATH"; em-assets sample up; exports=$$(em-assets sample env); eval "$$exports"; \

@@ -389,7 +389,7 @@ def get(
 
 
 @app.command(
-    epilog="Examples: em-assets export hemibrain_crop --format tiff --level 2; "
+    epilog="Example: em-assets export hemibrain_crop --format tiff --level 2; or "
     "em-assets export hemibrain_crop --format cryoet-portal --to tree"
 )
 def export(

@@ -292,6 +292,7 @@ def test_the_io_manager_writes_what_it_reads(location):
         manager.handle_output(output(KEYS[0]), {"z000_y000_x001": block})
 
 
+@pytest.mark.slow
 def test_an_s3_root_works_through_dagster_too(tmp_path, origin, moto_s3):
     """The same job on S3: complete, checked, catalogued."""
     location = Location(tmp_path, origin.url)

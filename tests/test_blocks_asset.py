@@ -311,6 +311,7 @@ def test_a_damaged_volume_is_found_by_its_digests(indexed):
     assert not outcome.passed
 
 
+@pytest.mark.slow
 def test_a_red_check_fails_the_run_and_leaves_no_rows(stored):
     """What trusts the index never sees it: the run fails with the sentence, the catalogue has no block, others wait."""
     assert stored.run("small_blocks").success
@@ -328,6 +329,7 @@ def test_a_red_check_fails_the_run_and_leaves_no_rows(stored):
 # What follows what
 
 
+@pytest.mark.slow
 def test_they_follow_the_dataset(stored):
     """In `dagster dev`: after the dataset its blocks, after these the catalogue and the exports; then nothing."""
     defs = build_defs(settings=stored.settings)

@@ -168,6 +168,7 @@ class TestClaiming:
             results = at_once(AT_ONCE, lambda _, root=root: new_job(spec, root).set_status("saving-data"))
             assert results.count(None) == 1
 
+    @pytest.mark.slow
     def test_one_of_eight_processes_gets_it(self, s3_root, spec, tmp_path):
         """For each of several datasets at once, whoever is first."""
         code = textwrap.dedent("""

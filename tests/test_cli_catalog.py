@@ -259,6 +259,7 @@ def on_terminal(*arguments: str, cwd: Path, columns: int) -> list[str]:
     return raw.decode().replace("\r\n", "\n").splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("show", "small"), ("show", "small", "--claims"), ("conflicts",)])
 def test_it_fits_the_terminal(specs, arguments):
     """No line is wider than 80 columns, and control characters of a publisher stay behind."""
@@ -342,6 +343,7 @@ def test_another_catalogue_is_replaced(specs, run, kind):
     assert "FEI Quanta" in out
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_written_is_read(specs, run):
     """The old catalogue answers, with a word of warning; where there is none, the reason is the answer."""
     limited = 'ulimit -f 0; exec "$0" -m em_assets.cli show small'

@@ -15,6 +15,7 @@ import yaml
 from em_assets.records import VOLUME
 from shell import Shell
 
+pytestmark = pytest.mark.slow  # CI's quickstart types the same commands
 COMMAND = ["dagster", "asset", "materialize", "--select", "hemibrain_crop"]
 SHARD = f"{VOLUME}/0/c/1/0/1"
 
@@ -71,14 +72,12 @@ def test_the_catalogue_has_its_row(materialized):
     assert "complete" in shown.stdout
 
 
-@pytest.mark.slow
 def test_again_fetches_nothing(materialized):
     """The second run succeeds without a byte from the origin."""
     assert materialized.run(*COMMAND).returncode == 0
     assert runs(materialized)[-1]["received_bytes"] == 0
 
 
-@pytest.mark.slow
 def test_a_damaged_shard_fails_the_command_and_is_healed_by_the_next(materialized):
     """Exit 1 and the check's sentence as the last line; then exit 0, and just that shard came again."""
     folder = materialized.dataset
@@ -99,7 +98,6 @@ def test_a_damaged_shard_fails_the_command_and_is_healed_by_the_next(materialize
     assert folder.read_record().sha256 == before
 
 
-@pytest.mark.slow
 def test_a_killed_command_leaves_nothing_to_wait_for(materialized):
     """SIGKILL of the whole command in the middle; the next one finishes, and the bytes are the same."""
     folder = materialized.dataset
@@ -138,7 +136,6 @@ def test_get_shows_only_what_a_person_needs(materialized):
     assert "Traceback" not in got.stdout + got.stderr
 
 
-@pytest.mark.slow
 def test_an_unreachable_origin_ends_in_one_sentence(materialized):
     """Exit 1 within 30 s of the first attempt; the sentence is the last line, and with `get` the only one.
 
@@ -164,7 +161,6 @@ def test_an_unreachable_origin_ends_in_one_sentence(materialized):
     assert materialized.run(*COMMAND).returncode == 0
 
 
-@pytest.mark.slow
 def test_live_after_sample_never_takes_the_sample_for_the_real_thing(materialized):
     """Pointed at the sample's store, the real spec is refused, and the sample's record is untouched."""
     record = materialized.dataset.read_record()
@@ -179,7 +175,6 @@ def test_live_after_sample_never_takes_the_sample_for_the_real_thing(materialize
     assert materialized.dataset.read_record() == record
 
 
-@pytest.mark.slow
 def test_another_seed_is_refused_until_the_dataset_is_removed(materialized, tmp_path):
     """A copied spec with another seed: refused; after `em-assets rm` a new origin, and no old shard survives."""
     old = materialized.dataset.read_record()
@@ -212,7 +207,6 @@ def test_the_location_loads_for_dagster_dev(materialized):
     assert checked.returncode == 0, checked.stderr[-2000:]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -157,6 +157,7 @@ def test_a_document_has_a_receipt(publishers):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [JRC, "hemibrain"])
 def test_metadata_of_a_downloaded_container_have_receipts(publishers, hemibrain, name):
     """Not only those that are described, but those that a download keeps on its way."""

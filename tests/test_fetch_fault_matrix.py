@@ -188,14 +188,15 @@ class TestChanges:
     def test_f6_a_file_that_changes_on_the_way_is_fetched_anew(self, server, target, before, after, options):
         """Nothing of the old one is left in it."""
         whole = 400_000 if options else len(DATA)
-        changed = threading.Event()
+        changed, once = threading.Event(), threading.Lock()
 
         def fail(path, range_header, count):
             if server.requests <= 1:
                 return Fault(headers=before, cut_after=whole // 2)
-            if not changed.is_set():
-                (server.folder / "data.bin").write_bytes(NEW)
-                changed.set()
+            with once:  # a second connection must not find it half written
+                if not changed.is_set():
+                    (server.folder / "data.bin").write_bytes(NEW)
+                    changed.set()
             return Fault(headers=after)
 
         server.fail = fail

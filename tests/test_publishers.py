@@ -242,6 +242,7 @@ def alter(file: Path) -> None:
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "damage", "red"),
     [
@@ -298,6 +299,7 @@ def test_a_finished_dataset_needs_no_network(publishers, name):
     assert (described.claims > 50, described.received, described.missing) == (True, (), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sub", [None, "training", "testing_groundtruth"])
 def test_a_lost_shard_is_made_again_without_the_network(publishers, sub):
     """Of any volume: the files it is made from are here."""

@@ -418,6 +418,7 @@ def test_stopped_and_called_again(stored, monkeypatch):
     assert not unfinished_of(target).exists()
 
 
+@pytest.mark.slow
 def test_killed_and_called_again(tmp_path):
     """A process that is killed at any moment leaves what the next call goes on from, to the same bytes."""
     folder = store_dataset(tmp_path / "data", voxels_of(shape=(128, 256, 256)), shard=(32, 32, 32), chunk=(16, 16, 16))

@@ -102,6 +102,7 @@ def test_the_ui_shows_the_graph(dagster_dev, page):
     assert strangers == []
 
 
+@pytest.mark.slow
 def test_a_backfill_from_the_ui_fetches_every_chunk_and_the_sensors_finish(dagster_dev, page):
     """Materialize, All, Launch: 27 partitions in one run; the dataset and its catalogue row follow by themselves."""
     address, folder = dagster_dev
