@@ -1,4 +1,4 @@
-"""What an MRC file says in its extended header, per section: of FEI, SerialEM, and of programs that list numbers.
+"""What an MRC file's headers say, as tags: the first 1024 bytes, and the extended header of FEI, SerialEM and others.
 
 CCP4's is text, 80 characters a line. Of a header of any other kind only its place and length are told. Of later
 sections only what differs from the first is listed.
@@ -93,6 +93,22 @@ def extended_tags(source: ByteSource, header: MrcHeader) -> Iterator[tuple[str, 
         yield from ((f"/extended/{number}", line) for number, line in enumerate(lines) if line)
     else:
         yield "/extended", f"{size_bytes} bytes at byte {HEADER_BYTES}"
+
+
+def header_tags(header: MrcHeader) -> Iterator[tuple[str, Scalar]]:
+    """The first 1024 bytes: `/nx` and the other fields by the standard's names, `/imodFlags`, `/label/0` ..."""
+    for name, value in header.values.items():
+        if not isinstance(value, bytes):
+            yield f"/{name}", value
+        elif name == "machst":
+            yield "/machst", value.hex(" ")
+        elif value.strip(b"\0 "):
+            yield f"/{name}", shown_bytes(value)
+    if header.imod_flags is not None:
+        yield "/imodFlags", header.imod_flags
+    for number, label in enumerate(header.labels):
+        if label.strip(b"\0 "):
+            yield f"/label/{number}", shown_bytes(label)
 
 
 def shown_bytes(raw: bytes) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from em_assets.errors import Mismatch, Unsupported
 from em_assets.formats._boxes import checked_box, map_boxes
 from em_assets.formats._bytes import ByteSource
-from em_assets.formats._mrc_extended import extended_tags, shown_bytes
+from em_assets.formats._mrc_extended import extended_tags, header_tags
 from em_assets.formats._mrc_header import (
     HEADER_BYTES,
     ITEM_BYTES,
@@ -79,18 +79,7 @@ class MrcReader:
     def tags(self) -> Iterator[tuple[str, Scalar]]:
         """`/nx`: the header's fields by the standard's names, `/label/0`, `/extended/0/...`; `/read_as/...` is ours."""
         header = self._header
-        for name, value in header.values.items():
-            if not isinstance(value, bytes):
-                yield f"/{name}", value
-            elif name == "machst":
-                yield "/machst", value.hex(" ")
-            elif value.strip(b"\0 "):
-                yield f"/{name}", shown_bytes(value)
-        if header.imod_flags is not None:
-            yield "/imodFlags", header.imod_flags
-        for number, label in enumerate(header.labels):
-            if label.strip(b"\0 "):
-                yield f"/label/{number}", shown_bytes(label)
+        yield from header_tags(header)
         yield from extended_tags(self._source, header)
         yield from _read_as(header, self.info.dtype)
 

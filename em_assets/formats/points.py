@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from em_assets.datasets.portal import PointFormat
 from em_assets.errors import Malformed, Mismatch, Unsupported
 from em_assets.formats import _star_particles
 from em_assets.formats._found_point import FoundPoint, Xyz, plus
@@ -30,19 +31,6 @@ from em_assets.formats._text_lines import MAX_ID, is_number, number_in, shown, t
 
 PointKind = Literal["point", "orientedPoint", "instancePoint"]
 """As the portal's ndjson calls them."""
-PointFormat = Literal[
-    "ndjson",
-    "csv",
-    "csv_with_header",
-    "tsv",
-    "mod",
-    "relion3_star",
-    "relion4_star",
-    "tomoman_relion_star",
-    "stopgap_star",
-    "copick",
-    "tardis",
-]
 POINT_FORMATS: tuple[PointFormat, ...] = get_args(PointFormat)
 POINT_KINDS: tuple[PointKind, ...] = get_args(PointKind)
 FILTERED: tuple[PointFormat, ...] = ("relion3_star", "relion4_star", "tomoman_relion_star", "stopgap_star")

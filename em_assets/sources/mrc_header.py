@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from em_assets.errors import Malformed
 from em_assets.fetch.client import Client
-from em_assets.formats._mrc_extended import shown_bytes
+from em_assets.formats._mrc_extended import header_tags
 from em_assets.formats._mrc_header import HEADER_BYTES, MrcHeader, read_header
 from em_assets.formats.reader import Scalar
 
@@ -40,15 +40,4 @@ def header_leaves(raw: bytes, where: str) -> Iterator[tuple[str, Scalar]]:
     """`/size_bytes` of the whole file, and the header's fields by the standard's names, as a reader's tags."""
     header, size_bytes = read_header_document(raw, where)
     yield "/size_bytes", size_bytes
-    for name, value in header.values.items():
-        if not isinstance(value, bytes):
-            yield f"/{name}", value
-        elif name == "machst":
-            yield "/machst", value.hex(" ")
-        elif value.strip(b"\0 "):
-            yield f"/{name}", shown_bytes(value)
-    if header.imod_flags is not None:
-        yield "/imodFlags", header.imod_flags
-    for number, label in enumerate(header.labels):
-        if label.strip(b"\0 "):
-            yield f"/label/{number}", shown_bytes(label)
+    yield from header_tags(header)
