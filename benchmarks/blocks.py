@@ -132,8 +132,7 @@ def _measure(arguments: argparse.Namespace, root: Path) -> tuple[str, bool]:
         all_right = all_right and not any(row.verdict.startswith("WRONG") for row in rows)
         all_right = all_right and all(row.verdict == "right" for row in rows if row.client.startswith(PRODUCT))
     if arguments.dataloader:
-        say("DataLoader")
-        reached.append(_dataloader(folder / ZSTD, arguments))
+        reached += [_dataloader(folder / layout, arguments) for layout in arguments.layouts if layout != NONE]
     lines += ["", "### Against the targets", "", "| target | wanted | reached |", "|---|---|---|", *reached, ""]
     return "\n".join(lines), all_right
 
@@ -304,7 +303,7 @@ def _yes(reached: bool) -> str:
 
 def _dataloader(place: Path, arguments: argparse.Namespace) -> str:
     """A line of the table of targets: blocks/s of a DataLoader over those of `read_many`, of random blocks."""
-    what = f"DataLoader, {LOADER_WORKERS} workers, blocks/s over read_many's | >= 0.9"
+    what = f"{place.name}: DataLoader, {LOADER_WORKERS} workers, blocks/s over read_many's | >= 0.9"
     try:
         from torch.utils.data import DataLoader
     except ImportError:
@@ -323,7 +322,7 @@ def _dataloader(place: Path, arguments: argparse.Namespace) -> str:
             (loaded, DataLoader(stream, batch_size=None, num_workers=LOADER_WORKERS)),
         ):
             found.append(_blocks_per_second(iter(source), arguments.loader_batch))
-        say(f"DataLoader, round {number + 1}: {loaded[-1]:.0f} blocks/s, read_many {plain[-1]:.0f}")
+        say(f"{place.name}: DataLoader, round {number + 1}: {loaded[-1]:.0f} blocks/s, read_many {plain[-1]:.0f}")
     ratio = statistics.median(loaded) / statistics.median(plain)
     rates = f"{statistics.median(loaded):.0f} of {statistics.median(plain):.0f} blocks/s"
     return f"| {what} | {_yes(ratio >= 0.9)}: {ratio:.2f} ({rates}, batches of {arguments.loader_batch}) |"

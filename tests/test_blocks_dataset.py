@@ -17,8 +17,9 @@ import yaml
 import zarr
 
 import em_assets.blocks as em
+from em_assets.blocks._samples import everywhere
 from em_assets.blocks._selection import STARTS, Wish, select
-from em_assets.blocks._slots import SPARE_SLOTS, Slots, is_worth_a_slot
+from em_assets.blocks._slots import SMALLEST_BYTES, SPARE_SLOTS, Slots
 from em_assets.blocks.dataset import collate
 from em_assets.blocks.sampling import SamplerState
 from em_assets.datasets.spec import DatasetSpec
@@ -133,7 +134,7 @@ def torch():
 def test_any_workers_give_the_same_sequence(torch, large, workers, method):
     """Every byte and number of every batch, from the beginning and after a resume in the middle of an epoch."""
     stream = em.BlockStream(large, batch_size=4)
-    assert is_worth_a_slot(np.asarray(next(iter(stream))["data"]))
+    assert next(iter(stream))["data"].nbytes >= SMALLEST_BYTES  # it is sent in a slot
     expected = [identity(batch) for batch in stream]
     loader = torch.utils.data.DataLoader(
         stream, batch_size=None, num_workers=workers, multiprocessing_context=method, persistent_workers=workers == 2
@@ -373,9 +374,60 @@ def test_a_child_does_not_give_its_parents_memory_away(torch):
     assert slot.is_free
 
 
+def test_what_is_read_into_a_slot_is_not_copied(torch):
+    slots, voxels = Slots(), textured((2, 80, 80, 80))
+    array = slots.empty(voxels.shape, voxels.dtype)
+    array[...] = voxels
+    sent = slots.tensor(array)
+    assert sent.data_ptr() == array.ctypes.data
+    assert (received(sent).numpy() == voxels).all()
+    assert len(slots._slots) == 1
+
+
+def test_a_part_of_what_was_read_is_copied(torch):
+    """The receiver must not see, nor change, the rest."""
+    slots, voxels = Slots(), textured((3, 80, 80, 80))
+    array = slots.empty(voxels.shape, voxels.dtype)
+    array[...] = voxels
+    part = received(slots.tensor(array[:2]))
+    part[...] = 0
+    assert (array == voxels).all()
+
+
+def test_a_slot_is_not_lent_twice(torch):
+    """Neither while its array is in use, nor a view of it."""
+    slots = Slots()
+    part = slots.empty((2, 80, 80, 80), np.dtype(np.uint8))[1, 2]
+    part[...] = 7
+    slots.empty((2, 80, 80, 80), np.dtype(np.uint8))[...] = 0
+    assert (part == 7).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not show open files")
+def test_a_file_is_handed_over_once(torch):
+    """After that the receiver opens it by itself; not another one that has its number by now."""
+    slots, voxels = Slots(), textured((2, 80, 80, 80))
+    for _ in range(2):
+        assert (received(slots.tensor(voxels)).numpy() == voxels).all()
+    (slot,) = slots._slots
+    handle = slot.handle()
+    assert handle.file is None
+    with pytest.raises(OSError, match="ended before its batch was used"):
+        handle._replace(inode=handle.inode + 1).map()
+
+
+def test_a_mask_of_one_value_is_sent_as_that(torch):
+    message = ForkingPickler.dumps(Slots().tensor(everywhere((4, 128, 128, 128), value=True)))
+    assert len(message) < 1000
+    mask = pickle.loads(message)
+    assert type(mask) is torch.Tensor
+    assert (mask.shape, mask.dtype) == ((4, 128, 128, 128), torch.bool)
+    assert mask.all()
+
+
 def test_few_slots_are_kept(torch):
     """Somebody who collected ten batches does not leave ten behind."""
-    slots, voxels = Slots(), textured((1, 80, 80, 80))
+    slots, voxels = Slots(), textured((2, 80, 80, 80))
     collected = [received(slots.tensor(voxels)) for _ in range(10)]
     assert len(slots._slots) == 10
     del collected

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import em_assets.blocks as em
+from em_assets.blocks.making import NORMALIZED_AT_ONCE, _normalized
 from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
 from em_assets.volume import Box, multiply
 from ome_volumes import halved, write_ome_zarr
@@ -211,6 +212,15 @@ def test_a_digest_tells_blocks_apart(ramp):
         em.Block(block.data, np.ones(block.data.shape, bool), block.box, block.box_nm, 0, block.voxel_size_nm, "x"),
     ]
     assert len({block.digest, *(other.digest for other in others)}) == 5
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint64", "float32"])
+def test_large_blocks_are_normalized_like_small_ones(dtype):
+    """By parts, of which the last is not whole; each value as double precision, rounded once, gives it."""
+    voxels = np.random.default_rng(1).integers(0, 120, (3, 59, 61, 63)).astype(dtype)
+    assert voxels.size > 2 * NORMALIZED_AT_ONCE
+    expected = ((voxels.astype("f8") - 3.3) / (99.9 - 3.3)).astype("f4")
+    assert (_normalized(voxels, 3.3, 99.9) == expected).all()
 
 
 def test_dtype_and_grey_values(ramp):

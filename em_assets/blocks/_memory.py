@@ -12,7 +12,7 @@ import mmap
 import os
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +20,17 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LARGE_BYTES = 4_000_000
-"""Smaller arrays are left to malloc, which keeps them."""
+LARGE_BYTES = 1_000_000
+"""Smaller arrays are left to malloc, which keeps them; those of a block of 2 MB it gave back each time, and getting new
+pages took a sixth of the time of reading it."""
 KEPT_BYTES = 256_000_000
 """At most, of memory that nobody uses."""
 
 _kept: dict[int, deque[mmap.mmap]] = {}
 """By size. Taken and given back in single steps of the interpreter, because an array may be collected at any moment,
 also within `empty` of the same thread: a lock could wait for itself."""
+_others: dict[int, Callable[[Sequence[int], np.dtype[Any]], NDArray[Any]]] = {}
+"""By process: who gives it memory instead."""
 
 
 def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -35,11 +38,18 @@ def empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE_BYTES:
         return np.empty(shape, dtype)
+    if _others and (other := _others.get(os.getpid())) is not None:
+        return other(shape, dtype)
     memory = _taken(size) or _fresh(size)
     # Not over another array: views would refer to that one, and the end of this one would not be theirs.
     array: NDArray[Any] = np.ndarray(shape, dtype, buffer=memory)
     weakref.finalize(array, _give_back, memory, os.getpid()).atexit = False
     return array
+
+
+def take_from(other: Callable[[Sequence[int], np.dtype[Any]], NDArray[Any]]) -> None:
+    """From now on large arrays of this process are made by `other`."""
+    _others[os.getpid()] = other
 
 
 def _fresh(size: int) -> mmap.mmap:

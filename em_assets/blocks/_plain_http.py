@@ -16,6 +16,7 @@ import functools
 import re
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -119,9 +120,10 @@ class Connections:
         try:
             plain = socket.create_connection((address.name, address.port), settings.connect_seconds)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            plain.settimeout(settings.read_seconds)
             if not address.secure:
+                _limit_waiting(plain, settings.read_seconds)
                 return _Connection(plain)
+            plain.settimeout(settings.read_seconds)
             try:
                 return _Connection(self._context().wrap_socket(plain, server_hostname=address.name))
             except BaseException:
@@ -169,7 +171,9 @@ class Answer:
         self._connection: _Connection | None = connection
         self._idle, self._settings = idle, settings
         self._first = first
-        self._begun, self._received = time.monotonic(), 0
+        self._begun = time.monotonic()
+        self.received = 0
+        """Bytes of the body that were taken."""
         stated = head.headers.get(b"content-length", b"")
         is_stated = re.fullmatch(rb"\d{1,19}", stated) and b"transfer-encoding" not in head.headers
         self.length = int(stated) if is_stated else None
@@ -198,29 +202,28 @@ class Answer:
             raise NotPlain(f"its Content-Range is {self.says('content-range')!r}")
         return int(found[1]), int(found[2]) + 1, int(found[3])
 
-    def read_into(self, room: memoryview) -> int:
-        """How many bytes of the body were put there: at least 1. Raises NotPlain if no more come, or too slowly."""
+    def fill(self, room: memoryview) -> None:
+        """Puts the next bytes of the body there. Raises NotPlain if no more come, or too slowly."""
         if self._first:
             count = min(len(room), len(self._first))
             room[:count] = self._first[:count]
             self._first = self._first[count:]
-        else:
+            room = room[count:]
+            self.received += count
+        while room:
             assert self._connection is not None
-            count = self._connection.receive(room)
+            count = self._connection.receive(room, is_all_wanted=True)
+            self.received += count
+            room = room[count:]
             seconds = time.monotonic() - self._begun
-            least = self._settings.min_bytes_per_second * seconds
-            if seconds > self._settings.read_seconds and self._received + count < least:
-                raise NotPlain(f"only {self._received + count} bytes came in {seconds:.0f} s")
-        self._received += count
-        return count
+            if seconds > self._settings.read_seconds and self.received < self._settings.min_bytes_per_second * seconds:
+                raise NotPlain(f"only {self.received} bytes came in {seconds:.0f} s")
 
     def read(self, room_for: Callable[[int], memoryview] | None = None) -> memoryview:
         """The whole body, in the room that `room_for` so many bytes gives."""
         assert self.length is not None
         body = memoryview(bytearray(self.length)) if room_for is None else room_for(self.length)
-        rest = body
-        while rest:
-            rest = rest[self.read_into(rest) :]
+        self.fill(body)
         return body
 
     def drain(self) -> None:
@@ -234,7 +237,7 @@ class Answer:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._head.keeps and self._received == self.length and not self._first:
+        if self._head.keeps and self.received == self.length and not self._first:
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
         else:
@@ -252,6 +255,7 @@ class Answer:
 class _Connection:
     def __init__(self, opened: socket.socket) -> None:
         self._socket = opened
+        self._all_flag = 0 if isinstance(opened, ssl.SSLSocket) else socket.MSG_WAITALL
         self.idle_since = 0.0
 
     def ask(self, request: bytes, idle: list[_Connection], settings: Settings) -> Answer:
@@ -270,9 +274,10 @@ class _Connection:
             filled += self.receive(view[filled : filled + HEAD_BYTES])
         return Answer(self, idle, settings, _parsed(bytes(view[:end])), view[end + 4 : filled])
 
-    def receive(self, room: memoryview) -> int:
+    def receive(self, room: memoryview, *, is_all_wanted: bool = False) -> int:
+        """How many bytes came: at least 1. If all are wanted, the system waits for them, not the interpreter."""
         try:
-            count = self._socket.recv_into(room)
+            count = self._socket.recv_into(room, 0, self._all_flag if is_all_wanted else 0)
         except OSError as error:  # a time-out too
             raise NotPlain(f"the connection broke off ({error})") from None
         if not count:
@@ -298,6 +303,14 @@ def _parsed(head: bytes) -> _Head:
         headers[name] = value.strip()
     keeps = found[1] == b"1" and b"close" not in headers.get(b"connection", b"").lower()
     return _Head(int(found[2]), headers, keeps)
+
+
+def _limit_waiting(plain: socket.socket, seconds: float) -> None:
+    """Like `settimeout`, but kept by the system: Python asks each time whether bytes came, and cannot wait for all."""
+    plain.settimeout(None)
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -350,18 +350,20 @@ class _Fetch:
                 self._release(part.held_bytes)
 
     def _receive_part(self, part: _Part) -> None:
-        room, received = self._process.rooms.take(part.stop - part.start), 0
-        url = part.shard.url
+        room = self._process.rooms.take(part.stop - part.start)
+        url, answer = part.shard.url, None
         try:
             with self._plainly(url, f"{part.start}-{part.stop - 1}") as answer:
                 answer.require(part.start, part.stop)
                 if not self._is_same(part, answer.version(answer.object_bytes())):
                     return
-                while received < len(room):
+                while part.todo:
                     self._interrupt.check()
-                    received += answer.read_into(room[received:])
-                    self._give(part, room[:received])
+                    chunk_stop = part.todo[0][2] - part.start
+                    answer.fill(room[answer.received : chunk_stop])
+                    self._give(part, room[:chunk_stop])
         except NotPlain as odd:
+            received = 0 if answer is None else answer.received
             log.debug("%s, bytes %d-%d: %s", url, part.start, part.stop, odd)
             reply = self._chunks.get_range(url, part.start + received, part.stop, interrupt=self._interrupt)
             if self._is_same(part, Version(reply.etag, reply.last_modified, reply.object_bytes)):

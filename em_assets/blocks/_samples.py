@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from em_assets.blocks import _memory
 from em_assets.errors import Mismatch
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def as_tensor(value: Any) -> Any:
         return value
     import torch
 
-    if _is_one_value(value):
+    if is_one_value(value):
         return torch.from_numpy(np.array(value.flat[0])).expand(value.shape)
     return torch.from_numpy(np.require(value, requirements=["C", "W"]))
 
@@ -42,7 +43,8 @@ def everywhere(shape: tuple[int, ...], *, value: bool) -> NDArray[np.bool_]:
     return np.broadcast_to(np.bool_(value), shape)
 
 
-def _is_one_value(array: NDArray[Any]) -> bool:
+def is_one_value(array: NDArray[Any]) -> bool:
+    """Whether it is made by `everywhere`."""
     return bool(array.size) and not any(array.strides)
 
 
@@ -54,9 +56,11 @@ def _stacked(key: str, values: list[Any], samples: Sequence[Sample]) -> Any:
     if not isinstance(values[0], np.ndarray):
         return values
     _require_one_type(key, values, samples)
-    if all(_is_one_value(value) and value.flat[0] == values[0].flat[0] for value in values):
+    if all(is_one_value(value) and value.flat[0] == values[0].flat[0] for value in values):
         return np.broadcast_to(values[0].flat[0], (len(values), *values[0].shape))
-    return values[0].base if _are_rows_of_one(values) else np.stack(values)
+    if _are_rows_of_one(values):
+        return values[0].base
+    return np.stack(values, out=_memory.empty((len(values), *values[0].shape), values[0].dtype))
 
 
 def _require_one_type(key: str, values: list[Any], samples: Sequence[Sample]) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from em_assets.blocks import _slots
+from em_assets.blocks import _memory, _slots
 from em_assets.blocks._samples import Sample, Transform, as_tensor, collate, everywhere
 from em_assets.blocks._selection import LeftOut, Wish, read_frame, select
 from em_assets.blocks._shared import SharedState
@@ -206,15 +206,13 @@ class BlockDataset:
 
         `in_worker`: it is to be sent to the process that trains.
         """
+        slots = _slots.slots_of_this_process() if in_worker and self._has_torch and _slots.are_possible() else None
+        if slots is not None:
+            _memory.take_from(slots.empty)
         collated = collate(self._read(state.seed, state.epoch, numbers))
-        if in_worker and self._has_torch and _slots.are_possible():
-            slots = _slots.slots_of_this_process()
-            large = {
-                key
-                for key, value in collated.items()
-                if isinstance(value, np.ndarray) and _slots.is_worth_a_slot(value)
-            }
-            collated |= {key: slots.tensor(collated[key]) for key in large}
+        if slots is not None:
+            arrays = {key: value for key, value in collated.items() if isinstance(value, np.ndarray)}
+            collated |= {key: slots.tensor(array) for key, array in arrays.items()}
         return self._as_tensors(collated)
 
     def _as_tensors(self, sample: Sample) -> Sample:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LOW, HIGH = "1", "99"
 """The percentiles that `normalize="percentile"` maps to 0 and 1."""
+NORMALIZED_AT_ONCE = 2**17
+"""Voxels: what they become before they are rounded stays in the processor's cache."""
 
 
 def make_blocks(volume: Volume, boxes: Sequence[Box], shape: Zyx, level: int, options: Options) -> list[Block]:
@@ -43,7 +45,7 @@ def make_blocks(volume: Volume, boxes: Sequence[Box], shape: Zyx, level: int, op
     outs = [data[row][place.slices] for row, place in zip(rows, places, strict=True)]
     masks = volume.fill_boxes(parts, outs, level, options)
     data = _mapped(volume, data, options)
-    valid: list[NDArray[np.bool_] | None] = [np.zeros(shape, np.bool_)] * len(boxes)
+    valid: list[NDArray[np.bool_] | None] = [np.zeros(shape, np.bool_) if part is None else None for part in inside]
     for row, place, mask in zip(rows, places, masks, strict=True):
         valid[row] = _cleared(data[row], place, mask)
         if place.shape != shape:
@@ -112,9 +114,22 @@ def _pad_all(volume: Volume, out: NDArray[Any], options: Options) -> None:
 def _mapped(volume: Volume, data: NDArray[Any], options: Options) -> NDArray[Any]:
     """In the grey values and the type that are asked for."""
     if options.normalize is not None:
-        low, high = _limits(volume, options.normalize)
-        data = ((data.astype(np.float64) - low) / (high - low)).astype(np.float32)
+        data = _normalized(data, *_limits(volume, options.normalize))
     return data if options.dtype is None else data.astype(options.dtype, copy=False)
+
+
+def _normalized(data: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
+    """(data - low) / (high - low), rounded once. By parts: float64 of a whole batch would be eight times its bytes."""
+    out = _memory.empty(data.shape, np.dtype(np.float32))
+    voxels, results = data.reshape(-1), out.reshape(-1)
+    exact = np.empty(min(NORMALIZED_AT_ONCE, len(voxels)))
+    for start in range(0, len(voxels), NORMALIZED_AT_ONCE):
+        part = voxels[start : start + NORMALIZED_AT_ONCE]
+        room = exact[: len(part)]
+        np.subtract(part, low, out=room, dtype=np.float64)
+        room /= high - low
+        results[start : start + len(part)] = room
+    return out
 
 
 def _cleared(out: NDArray[Any], inside: Box, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -283,10 +283,12 @@ class Volume:
             if starts is not None
             else (box_of(self, None, center, wanted, chosen.grid) for center in centers_nm or ())
         )
-        return self._batches(boxes, wanted, chosen.number, options, batch_size)
+        places = starts if starts is not None else centers_nm
+        is_one = isinstance(places, Sized) and len(places) <= batch_size
+        return self._batches(boxes, wanted, chosen.number, options, batch_size, is_one=is_one)
 
     def _batches(
-        self, boxes: Iterator[Box], wanted: Zyx, level: int, options: Options, batch_size: int
+        self, boxes: Iterator[Box], wanted: Zyx, level: int, options: Options, batch_size: int, *, is_one: bool
     ) -> Iterator[Batch]:
         def read() -> Batch | None:
             some = [box for _, box in zip(range(batch_size), boxes, strict=False)]
@@ -297,6 +299,9 @@ class Volume:
             whole = base if base is not None and base.shape == (len(blocks), *wanted) else None
             return Batch(tuple(blocks), np.stack([block.data for block in blocks]) if whole is None else whole)
 
+        if is_one:  # a thread would cost more than it gains
+            yield from filter(None, [read()])
+            return
         with ThreadPoolExecutor(1, thread_name_prefix="em_assets-ahead") as ahead:
             upcoming = ahead.submit(read)
             while (batch := upcoming.result()) is not None:
