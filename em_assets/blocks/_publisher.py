@@ -2,13 +2,19 @@
 
 It has the voxels, the place and the missing parts that its standardized volume will have once `em-assets get` has made
 one: the same box of the publisher's volume, found the same way, by the same readers. It has no coarser levels, which
-are made by standardizing, and no statistics. Files are read in parts where that is possible: one TIFF on an HTTP
-server; of such a file the size is compared with the spec, but no checksum, which takes all of it.
+are made by standardizing, and no statistics.
+
+Files on an HTTP server, one or a series, are read in parts where their voxels lie at known places: TIFF, DM3, DM4, MRC.
+Headers come first, then of the files that a box touches the rows that it needs; what lies between two rows comes along
+where that costs less than asking twice. Each file's size is compared with the spec, but no checksum, which takes all of
+it, and it stays the version that it was when its header was read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,30 +23,33 @@ import numpy as np
 from em_assets.blocks.engine import Engine, Missing
 from em_assets.blocks.geometry import BoxNm, Grid
 from em_assets.blocks.volume import Description, Level, Volume
-from em_assets.datasets.source import ChunkedSource, FilesSource, PrecomputedSource
+from em_assets.datasets.source import FilesSource, PrecomputedSource, VolumeFiles
 from em_assets.datasets.spec import DatasetSpec, Layout
-from em_assets.errors import Mismatch, Unavailable, Unsupported
-from em_assets.fetch.cached import CachedClient, cached_client
+from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
+from em_assets.fetch.cached import CachedClient, cached_client, version_of
 from em_assets.fetch.http import HttpClient
 from em_assets.records import DatasetFolder
 from em_assets.sources.crop import Coarser, find_crop
 from em_assets.sources.cryoet import current_spec
 from em_assets.store import open_store
-from em_assets.volume import Box, VolumeInfo, subtract
+from em_assets.volume import Box, VolumeInfo, subtract, zyx
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from em_assets.fetch.client import Client
+    from em_assets.fetch.hosts import Interrupt
+    from em_assets.fetch.replies import OnBytes, Reply
+    from em_assets.formats._bytes import ByteSource
     from em_assets.formats.precomputed import PrecomputedReader
     from em_assets.formats.reader import RegionVoxels, VolumeReader
     from em_assets.settings import Settings
     from em_assets.standardize.intensity import Intensity
     from em_assets.standardize.presence import Presence
 
-HEAD_BYTES = 64
-"""By which a format is known."""
+IN_PARTS = ("tiff", "dm", "mrc")
+"""Formats whose voxels lie at places that their headers tell."""
 
 
 def published_volume(spec: DatasetSpec, sub: str | None, settings: Settings) -> Volume:
@@ -116,34 +125,35 @@ class OpenedPublished:
         source = self._source
         changes = source.changes
         try:
-            return self._read(source.reader, boxes, outs)
-        except Mismatch:
+            return self._read(source, boxes, outs)
+        except (Malformed, Mismatch):
             if source.changes == changes:
                 raise
         # An object is not the one any more of which parts were kept. Those are forgotten now: its index and its chunks
-        # are read anew, all of one version.
-        self._source = _open(self._volume.spec, self._volume.sub, self._volume.settings)
-        return self._read(self._source.reader, boxes, outs)
+        # are read anew, all of one version. The client stays: it knows that others may have changed as well.
+        volume = self._volume
+        self._source = _open(volume.spec, volume.sub, volume.settings, source.client)
+        return self._read(self._source, boxes, outs)
 
-    def _read(self, reader: VolumeReader, boxes: Sequence[Box], outs: Sequence[NDArray[Any]]) -> list[Missing]:
+    def _read(self, source: _Source, boxes: Sequence[Box], outs: Sequence[NDArray[Any]]) -> list[Missing]:
         corner = self._volume.place.start
-        numbers: dict[Box, list[int]] = {}
+        wanted: dict[Box, list[tuple[int, Box]]] = {}
         for number, box in enumerate(boxes):
             self._require_inside(box)
-            if box.voxels:
-                numbers.setdefault(box.shifted(corner), []).append(number)
-        missing: list[Missing] = [()] * len(boxes)
+            for part in source.cut(box.shifted(corner)) if box.voxels else ():
+                wanted.setdefault(part, []).append((number, part.shifted(subtract((0, 0, 0), corner))))
+        missing: list[list[Box]] = [[] for _ in boxes]
 
         def place(region: RegionVoxels) -> None:
             absent = self._settled(region)
-            for number in numbers[region.box]:
-                outs[number][...] = region.voxels
-                missing[number] = tuple(part.shifted(subtract((0, 0, 0), corner)) for part in absent)
+            for number, part in wanted[region.box]:
+                outs[number][part.shifted(subtract((0, 0, 0), boxes[number].start)).slices] = region.voxels
+                missing[number].extend(lack.shifted(subtract((0, 0, 0), corner)) for lack in absent)
 
-        for outcome in reader.map_regions(list(numbers), place):
+        for outcome in source.reader.map_regions(list(wanted), place):
             if outcome.error is not None:
                 raise outcome.error
-        return missing
+        return [tuple(parts) for parts in missing]
 
     def _settled(self, region: RegionVoxels) -> Missing:
         """Puts the format's fill value where the publisher has nothing; the parts of it that count as missing."""
@@ -170,6 +180,19 @@ class _Source:
 
     reader: VolumeReader
     client: Client
+    file_axis: int = 0
+    file_depth: int | None = None
+    """So many planes along an axis are in each file of a series; None: it is none."""
+
+    def cut(self, box: Box) -> Iterator[Box]:
+        """The box in parts that may be read side by side: one of each file."""
+        axis, depth = self.file_axis, self.file_depth
+        first, last = box.start[axis], box.stop[axis]
+        edges = [] if depth is None else range((first // depth + 1) * depth, last, depth)
+        for a, b in itertools.pairwise((first, *edges, last)):
+            start, stop = list(box.start), list(box.stop)
+            start[axis], stop[axis] = a, b
+            yield Box(zyx(start), zyx(stop))
 
     @property
     def changes(self) -> int:
@@ -177,19 +200,62 @@ class _Source:
         return self.client.changes if isinstance(self.client, CachedClient) else 0
 
 
-def _open(spec: DatasetSpec, sub: str | None, settings: Settings) -> _Source:
-    http = HttpClient(settings)
+class _OneVersion:
+    """A `Client` for which an object stays the version that it was first: a header and its voxels belong together."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._first: dict[str, tuple[str | None, str | None]] = {}
+        """ETag and version of each object."""
+
+    def get(
+        self,
+        url: str,
+        *,
+        max_bytes: int,
+        accept_gzip: bool = False,
+        on_bytes: OnBytes | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> Reply:
+        return self._client.get(
+            url, max_bytes=max_bytes, accept_gzip=accept_gzip, on_bytes=on_bytes, interrupt=interrupt
+        )
+
+    def get_range(
+        self,
+        url: str,
+        start: int,
+        stop: int,
+        *,
+        expect_etag: str | None = None,
+        on_bytes: OnBytes | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> Reply:
+        """Raises Mismatch if it is another version."""
+        if expect_etag is None and url in self._first:
+            expect_etag, _ = self._first[url]
+        reply = self._client.get_range(
+            url, start, stop, expect_etag=expect_etag, on_bytes=on_bytes, interrupt=interrupt
+        )
+        with self._lock:
+            _, first = self._first.setdefault(url, (reply.etag, version_of(reply)))
+        if first != version_of(reply):
+            raise Mismatch(f"{reply.url} changed while it was read; look at what its publisher replaced.")
+        return reply
+
+
+def _open(spec: DatasetSpec, sub: str | None, settings: Settings, client: Client | None = None) -> _Source:
+    """`client`: the one that it was opened with before."""
     if isinstance(spec.source, FilesSource):
-        http.limit(spec.source.url, spec.source.connections)
-    client = cached_client(settings, http)
+        return _files(spec, spec.source, sub, settings, client)
+    client = client or cached_client(settings)
     if isinstance(spec.source, PrecomputedSource):
         return _Source(_precomputed(spec, spec.source, client, settings), client)
-    if isinstance(spec.source, ChunkedSource):
-        from em_assets.sources.chunked import ChunkedVolume
+    from em_assets.sources.chunked import ChunkedVolume
 
-        source = ChunkedVolume(spec, settings, client=client)
-        return _Source(source.reader if sub is None else source.volume_reader(sub), client)
-    return _Source(_file(spec, spec.source, sub, client, settings), client)
+    source = ChunkedVolume(spec, settings, client=client)
+    return _Source(source.reader if sub is None else source.volume_reader(sub), client)
 
 
 def _precomputed(spec: DatasetSpec, source: PrecomputedSource, client: Client, settings: Settings) -> PrecomputedReader:
@@ -204,26 +270,53 @@ def _precomputed(spec: DatasetSpec, source: PrecomputedSource, client: Client, s
     return reader
 
 
-def _file(spec: DatasetSpec, source: FilesSource, sub: str | None, client: Client, settings: Settings) -> VolumeReader:
-    """Raises Unavailable if the volume is not one TIFF."""
-    from em_assets.formats._bytes import RemoteBytes
-    from em_assets.formats.opening import kind_of
+def _files(
+    spec: DatasetSpec, source: FilesSource, sub: str | None, settings: Settings, client: Client | None
+) -> _Source:
+    """Raises Unavailable if a file of the volume cannot be read in parts."""
     from em_assets.sources.files import open_further, open_main
 
     files = source.volume if sub is None else spec.volumes[sub].source
     assert files is not None  # of a volume of this kind of source
-    first, *others = files.paths()
-    if others:
-        raise _must_be_downloaded(spec, f"published as {len(others) + 1} files")
-    opened = RemoteBytes(source.file_url(first), client)
-    kind = kind_of(opened.read(0, min(HEAD_BYTES, opened.size_bytes)))
-    if kind not in ("tiff", None):  # None: what that is, opening it says
+    urls = {path: source.file_url(path) for path in files.paths()}
+    if any(not url.startswith("http") for url in urls.values()):
+        raise _must_be_downloaded(spec, "published over FTP")
+    if client is None:
+        http = HttpClient(settings)
+        for url in urls.values():
+            http.limit(url, source.connections)
+        client = cached_client(settings, http)
+    one_version = _OneVersion(client)
+    # a thread for each request that the publisher takes at once, though there may be fewer processors
+    settings = settings.model_copy(update={"workers": max(settings.workers, source.connections)})
+
+    def bytes_of(path: str) -> ByteSource:
+        return _bytes_in_parts(spec, urls[path], one_version)
+
+    reader = open_main(spec, bytes_of, settings) if sub is None else open_further(spec, sub, bytes_of, settings)
+    return _Source(reader, client, *_files_of_series(files, reader.info))
+
+
+def _bytes_in_parts(spec: DatasetSpec, url: str, client: Client) -> ByteSource:
+    """What the file is shows in its first bytes, which its reader looks at again. Raises Unavailable, as `_files`."""
+    from em_assets.formats._bytes import RemoteBytes
+    from em_assets.formats._packed import packing_of
+    from em_assets.formats.opening import HEAD_BYTES, kind_of
+
+    source = RemoteBytes(url, client)
+    head = bytes(source.read(0, min(HEAD_BYTES, source.size_bytes)))
+    packing, kind = packing_of(head), kind_of(head, source.size_bytes)
+    if packing is not None:
+        raise _must_be_downloaded(spec, f"published as a file packed by {packing}")
+    if kind not in (*IN_PARTS, None):  # None: what that is, opening it says
         raise _must_be_downloaded(spec, f"published as a file of format {kind}")
-    return (
-        open_main(spec, lambda _: opened, settings)
-        if sub is None
-        else open_further(spec, sub, lambda _: opened, settings)
-    )
+    return source
+
+
+def _files_of_series(files: VolumeFiles, info: VolumeInfo) -> tuple[int, int | None]:
+    """Along which axis they follow one another, and how many planes each has."""
+    count, axis = len(files.paths()), "zyx".index(files.axes[0])
+    return axis, (info.shape[axis] // count if count > 1 else None)
 
 
 def _must_be_downloaded(spec: DatasetSpec, why: str) -> Unavailable:

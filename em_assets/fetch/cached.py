@@ -13,17 +13,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from em_assets.errors import Mismatch, Unavailable
+from em_assets.errors import Malformed, Mismatch, Unavailable
 from em_assets.fetch._entries import TOUCH_SECONDS, Entries, Entry
 from em_assets.fetch.client import Client
-from em_assets.fetch.hosts import Interrupt
+from em_assets.fetch.hosts import SLOT_POLL_SECONDS, Interrupt
 from em_assets.fetch.http import HttpClient
 from em_assets.fetch.ranges import plan_requests
 from em_assets.fetch.replies import NotThere, OnBytes, Reply, opaque_tag, safe_url
@@ -67,6 +69,9 @@ class CachedClient:
         may be another as well: nothing that was confirmed before is believed any more."""
         self.changes = 0
         """How often that was so."""
+        self._underway: dict[str, list[tuple[int, int]]] = {}
+        """The ranges of each object that threads are at."""
+        self._one_ended = threading.Condition()
 
     def get(
         self,
@@ -121,29 +126,63 @@ class CachedClient:
         If the server has another version than the one that is kept, that is forgotten. A caller who expects it gets
         Mismatch, and the new one by asking without an expectation; others get the new one at once.
         """
+        ask = partial(self._ask, url, on_bytes=on_bytes, interrupt=interrupt)
+        with self._turn(_key(url), start, stop, interrupt or Interrupt()):
+            return self._range(url, start, stop, expect_etag, ask)
+
+    @contextmanager
+    def _turn(self, key: str, start: int, stop: int, interrupt: Interrupt) -> Iterator[None]:
+        """Within, no other thread is at any byte of this range: what one brings the next finds kept."""
+        with self._one_ended:
+            while any(a < stop and start < b for a, b in self._underway.get(key, ())):
+                self._one_ended.wait(SLOT_POLL_SECONDS)
+                interrupt.check()
+            self._underway.setdefault(key, []).append((start, stop))
+        try:
+            yield
+        finally:
+            with self._one_ended:
+                self._underway[key].remove((start, stop))
+                if not self._underway[key]:
+                    del self._underway[key]
+                self._one_ended.notify_all()
+
+    def _range(self, url: str, start: int, stop: int, expect_etag: str | None, ask: _Ask) -> Reply:
         key = _key(url)
         self._require_not_absent(key)
-        ask = partial(self._ask, url, on_bytes=on_bytes, interrupt=interrupt)
         kept = self._entries.read(f"{key}.version", of=key)
         if kept is not None and (self._is_current(kept) if expect_etag is None else _is_of(kept, expect_etag)):
             try:
                 return _reply(url, kept, self._put_together(key, kept, start, stop, ask))
             except NotThere:
                 raise
-            except Mismatch:
+            except (Malformed, Mismatch):  # Malformed: it has become shorter
                 self._entries.remove(f"{key}.version")
                 self._note_change()
                 if expect_etag is not None:
                     raise
                 kept = None
+        return self._asked_anew(url, start, stop, expect_etag, ask, kept=kept)
+
+    def _asked_anew(
+        self, url: str, start: int, stop: int, expect_etag: str | None, ask: _Ask, *, kept: Entry | None
+    ) -> Reply:
+        """All of the range from the server. `kept` is of another version than is expected, or not believed any more."""
+        key = _key(url)
         try:
             reply = ask(start, stop, expect_etag)
+        except NotThere:
+            raise
+        except (Malformed, Mismatch):
+            if expect_etag is not None:  # what was kept of that version, another process has forgotten already
+                self._note_change()
+            raise
         except Unavailable as error:
             if kept is None or expect_etag is not None or kept.confirmed_at <= self._changed_at:
                 raise
             log.warning("%s What was kept of %s is used.", error, safe_url(url))
             return _reply(url, kept, self._put_together(key, kept, start, stop, ask))
-        if (version := _version(reply)) is not None:
+        if (version := version_of(reply)) is not None:
             if kept is not None and kept.head["version"] != version:
                 self._note_change()
             self._note_version(key, version, reply)
@@ -161,7 +200,7 @@ class CachedClient:
         holes = _holes(start, stop, filled)
         for request in plan_requests(holes):
             reply = ask(request.start, request.stop, kept.head["etag"])
-            if _version(reply) != version:
+            if version_of(reply) != version:
                 raise Mismatch(f"{reply.url} is not what was kept of it; look at what its publisher replaced.")
             body[request.start - start : request.stop - start] = reply.body
             self._note_version(key, version, reply)
@@ -256,7 +295,7 @@ def _is_of(kept: Entry, etag: str) -> bool:
     return known is not None and opaque_tag(known) == opaque_tag(etag)
 
 
-def _version(reply: Reply) -> str | None:
+def version_of(reply: Reply) -> str | None:
     """A name for the object's state; None where nothing is said by which two could be told apart.
 
     Beside an ETag a date does not count: servers behind one address may each have their own.

@@ -1,7 +1,7 @@
 """Voxels that lie in a file as they are: one uncompressed array in C order, at a known byte.
 
 On a local file a read touches only the pages it needs; on a remote one it asks for the rows it needs, near ones
-together.
+together, and holds a bounded part of them at a time.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from em_assets.fetch.ranges import plan_requests
+from em_assets.fetch.ranges import GAP_BYTES, REQUEST_BYTES, RangeRequest, plan_requests
 from em_assets.formats._boxes import native
 from em_assets.formats._bytes import ByteSource, read_pieces, require_inside
 from em_assets.formats.reader import ReadPlan
@@ -26,6 +26,20 @@ STRUCT_LETTERS = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "
     "f4": "f",
     "f8": "d",
 }
+BATCH_BYTES = 32 * 2**20
+"""Received from a server that a read holds at once beside its result: a narrow box takes whole rows with it."""
+PIECE_COSTS_BYTES = 1024
+"""A piece takes about so much memory beside its bytes, however small it is."""
+
+
+class _Piece(NamedTuple):
+    """Rows of a plane of a box, with what lies between them in the file."""
+
+    start: int
+    stop: int
+    plane: int
+    """Within the box, as `rows`."""
+    rows: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +83,7 @@ class RawArray:
             size_bytes = len(channels) * self.dtype.itemsize * sum(box.voxels for box in boxes)
             return ReadPlan(0, size_bytes, planes, 0)
         sizes = [
-            request.size_bytes
-            for box in boxes
-            for channel in channels
-            for request in plan_requests(list(self._runs(box, channel)))
+            request.size_bytes for box in boxes for channel in channels for request in self._requests(box, channel)
         ]
         return ReadPlan(len(sizes), sum(sizes), planes, 0)
 
@@ -88,22 +99,47 @@ class RawArray:
     def _channel_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def _runs(self, box: Box, channel: int) -> Iterator[tuple[int, int]]:
-        """The bytes of every row of the box, (start, stop); of every plane where rows are whole."""
-        z_stride, y_stride, x_stride = (self.dtype.itemsize * n for n in (math.prod(self.shape[1:]), self.shape[2], 1))
-        z, y, x = box.slices
-        first = self.start + channel * self._channel_bytes + y.start * y_stride + x.start * x_stride
-        whole_rows = box.shape[2] == self.shape[2]
-        rows = 1 if whole_rows else box.shape[1]
-        length = (box.shape[1] if whole_rows else 1) * box.shape[2] * x_stride
-        for plane in range(z.start, z.stop):
-            for row in range(rows):
-                at = first + plane * z_stride + row * y_stride
-                yield at, at + length
+    def _pieces(self, box: Box, channel: int) -> Iterator[_Piece]:
+        """All rows of a plane at once, unless that is more than a request brings or what lies between them is much."""
+        item, (_, y, x) = self.dtype.itemsize, box.slices
+        plane_bytes, row_bytes = math.prod(self.shape[1:]) * item, self.shape[2] * item
+        length = box.shape[2] * item
+        together = (REQUEST_BYTES - length) // row_bytes + 1 if row_bytes - length <= GAP_BYTES else 1
+        step = min(max(1, together), box.shape[1])
+        first = self.start + channel * self._channel_bytes + y.start * row_bytes + x.start * item
+        for plane in range(box.shape[0]):
+            for row in range(0, box.shape[1], step):
+                rows = slice(row, min(row + step, box.shape[1]))
+                at = first + (box.start[0] + plane) * plane_bytes + row * row_bytes
+                yield _Piece(at, at + (rows.stop - row - 1) * row_bytes + length, plane, rows)
+
+    def _batches(self, box: Box, channel: int) -> Iterator[list[_Piece]]:
+        """In order of bytes; each is held as a whole, with the gaps that are read over."""
+        batch: list[_Piece] = []
+        held = 0
+        for piece in self._pieces(box, channel):
+            gap = piece.start - batch[-1].stop if batch else 0
+            more = piece.stop - piece.start + PIECE_COSTS_BYTES + (gap if gap <= GAP_BYTES else 0)
+            if batch and held + more > BATCH_BYTES:
+                yield batch
+                batch, held = [], 0
+            batch.append(piece)
+            held += more
+        yield batch
+
+    def _requests(self, box: Box, channel: int) -> Iterator[RangeRequest]:
+        for batch in self._batches(box, channel):
+            yield from plan_requests([(piece.start, piece.stop) for piece in batch])
 
     def _fetch(self, box: Box, channel: int) -> NDArray[Any]:
-        runs = list(self._runs(box, channel))
-        voxels = np.empty((len(runs), box.voxels // len(runs)), self.dtype)
-        for row, run in zip(voxels, read_pieces(self.source, runs, self.connections), strict=True):
-            row[:] = np.frombuffer(run, self.dtype)
-        return voxels.reshape(box.shape)
+        voxels = np.empty(box.shape, self.dtype)
+        for batch in self._batches(box, channel):
+            self._fill(voxels, batch)
+        return voxels
+
+    def _fill(self, voxels: NDArray[Any], batch: list[_Piece]) -> None:
+        strides = (self.shape[2] * self.dtype.itemsize, self.dtype.itemsize)
+        bodies = read_pieces(self.source, [(piece.start, piece.stop) for piece in batch], self.connections)
+        for piece, body in zip(batch, bodies, strict=True):
+            shape = (piece.rows.stop - piece.rows.start, voxels.shape[2])
+            voxels[piece.plane, piece.rows] = np.ndarray(shape, self.dtype, body, strides=strides)
