@@ -11,7 +11,6 @@ gives is compared by its hash. `memcpy`, out of an array in RAM, is the floor. R
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -29,19 +28,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import contest
 import numpy as np
-import zarr
-from blocks_clients import CLIENTS, LAYOUTS, NEEDS, NONE, STAGED, ZSTD, Triple
-from contest import LOADED_ABOVE, PRODUCT, machine, say
-from measure import TICKS_PER_SECOND, _busy_ticks, _own_ticks
-from volume import LARGEST_DRAWN_EDGE
+from blocks_clients import CLIENTS, LAYOUTS, NEEDS, NONE, STAGED, ZSTD
+from contest import (
+    BATCH,
+    BLOCK,
+    CHUNK,
+    LOADED_ABOVE,
+    PRODUCT,
+    SHARD,
+    ClientFailed,
+    Contestant,
+    Standing,
+    Triple,
+    create_volume,
+    machine,
+    say,
+    shard_corners,
+    write_shard,
+    yes,
+)
+from volume import LARGEST_DRAWN_EDGE, _mirrored
 
 from em_assets.sample.texture import draw
 from em_assets.sample.volumes import fingerprint, read_volume
-from em_assets.standardize.shard import ShardFormat, encode_shard
+from em_assets.standardize.shard import ShardFormat
 
 HERE = Path(__file__).parent
-CHUNK, SHARD, BLOCK, BATCH = 64, 256, 128, 32
 APART = 3 * CHUNK
 """Unaligned blocks whose starts are a multiple of this apart have no chunk in common."""
 KINDS = ("aligned", "unaligned", "batch", "batch apart")
@@ -53,57 +67,14 @@ LOADER_WORKERS, LOADER_BATCHES, LOADER_SKIPPED = 2, 24, 6
 """The first batches of a DataLoader were read ahead while its workers began, so they are left out."""
 
 
-class ClientFailed(Exception):
-    """A client ended, or never began."""
-
-
 @dataclass
-class Row:
+class Row(Standing):
     """One client with one layout."""
 
-    client: str
     seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     """Of each call, by kind."""
     cpu_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     """Of all calls."""
-    foreign_ticks: float = 0.0
-    all_ticks: float = 0.0
-    verdict: str = "right"
-
-    @property
-    def foreign_load(self) -> float:
-        return max(0.0, self.foreign_ticks) / self.all_ticks if self.all_ticks else 0.0
-
-
-class Contestant:
-    """A client's process."""
-
-    def __init__(self, name: str, python: str, folder: Path, layout: str) -> None:
-        command = [python, str(HERE / "blocks_clients.py"), name, str(folder), layout]
-        self.name = name
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
-        self.pid = self._process.pid
-
-    def read(self, starts: Sequence[Triple]) -> dict[str, Any]:
-        """`seconds`, `cpu_seconds`, `digest` (sha256 of the blocks' voxels). Raises ClientFailed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"starts": starts, "edge": BLOCK}) + "\n")
-            self._process.stdin.flush()
-            return dict(json.loads(self._process.stdout.readline()))
-        except (OSError, ValueError):
-            self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-            raise ClientFailed(f"failed: {said[-1]}") from None
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
 
 
 def main() -> int:
@@ -143,11 +114,12 @@ def _measure(arguments: argparse.Namespace, root: Path) -> tuple[str, bool]:
 def _contest(folder: Path, layout: str, pythons: dict[str, str], arguments: argparse.Namespace) -> list[Row]:
     rows = {name: Row(name) for name in pythons}
     voxels = np.load(folder / "voxels.npy", mmap_mode="r")
-    contestants = [Contestant(name, python, folder, layout) for name, python in pythons.items()]
+    script = str(HERE / "blocks_clients.py")
+    contestants = [Contestant(name, [python, script, name, str(folder), layout]) for name, python in pythons.items()]
     dice = random.Random(arguments.seed)
     try:
         for contestant in contestants:  # it opens, and looks into every shard, before it is measured
-            _turn(contestant, rows[contestant.name], None, [_warm_up(arguments.edge)], voxels)
+            _turn(contestant, rows[contestant.name], None, [shard_corners(arguments.edge)], voxels)
         for number in range(arguments.rounds):
             for kind, orders in _orders(dice, arguments):
                 dice.shuffle(contestants)
@@ -163,22 +135,10 @@ def _contest(folder: Path, layout: str, pythons: dict[str, str], arguments: argp
     return list(rows.values())
 
 
-def _warm_up(edge: int) -> list[Triple]:
-    return [(z, y, x) for z, y, x in itertools.product(range(0, edge - BLOCK + 1, SHARD), repeat=3)]
-
-
 def _orders(dice: random.Random, arguments: argparse.Namespace) -> Iterator[tuple[str, list[list[Triple]]]]:
-    """(kind, what to read in each of its calls): the same for every client."""
-    most = arguments.edge - BLOCK
-
-    def place(step: int) -> Triple:
-        z, y, x = (dice.randrange(0, most // step + 1) * step for _ in range(3))
-        return z, y, x
-
-    yield "aligned", [[place(CHUNK)] for _ in range(arguments.singles)]
-    yield "unaligned", [[place(1)] for _ in range(arguments.singles)]
-    yield "batch", [[place(1) for _ in range(BATCH)]]
-    corners = list(itertools.product(range(0, most - CHUNK + 1, APART), repeat=3))
+    """Those of every contest, and a batch whose blocks have no chunk in common where the volume is large enough."""
+    yield from contest.orders(dice, arguments.edge, arguments.singles)
+    corners = list(itertools.product(range(0, arguments.edge - BLOCK - CHUNK + 1, APART), repeat=3))
     if len(corners) >= BATCH:
         yield "batch apart", [[_within(dice, corner) for corner in dice.sample(corners, BATCH)]]
 
@@ -193,35 +153,17 @@ def _turn(
     contestant: Contestant, row: Row, kind: str | None, orders: Sequence[Sequence[Triple]], voxels: np.ndarray
 ) -> float:
     """One client reads; gives the share of the machine that others used. Without a kind nothing is noted."""
-    own, busy, began, replies = _own_ticks([contestant.pid]), _busy_ticks(), time.monotonic(), []
     try:
-        replies = [contestant.read(starts) for starts in orders]
+        turn = contestant.turn(orders, voxels)
     except ClientFailed as error:
-        row.verdict = str(error)
-        say(f"{contestant.name}: {row.verdict}")
+        row.fail(error)
         return 0.0
-    foreign = (_busy_ticks() - busy) - (_own_ticks([contestant.pid]) - own)
-    spent = (time.monotonic() - began) * TICKS_PER_SECOND * (os.cpu_count() or 1)
-    for starts, reply in zip(orders, replies, strict=True):
-        if reply["digest"] != _digest(voxels, starts):
-            row.verdict = f"WRONG voxels at {starts[0]}"
-            say(f"{contestant.name}: {row.verdict}")
-            return 0.0
-        if kind is not None:
-            row.seconds[kind].append(reply["seconds"])
-            row.cpu_seconds[kind] += reply["cpu_seconds"]
     if kind is not None:
-        row.foreign_ticks += foreign
-        row.all_ticks += spent
-    return foreign / spent
-
-
-def _digest(voxels: np.ndarray, starts: Sequence[Triple]) -> str:
-    digest = hashlib.sha256()
-    for start in starts:
-        block = voxels[tuple(slice(a, a + BLOCK) for a in start)]
-        digest.update(memoryview(np.ascontiguousarray(block)).cast("B"))
-    return digest.hexdigest()
+        row.seconds[kind] += [reply["seconds"] for reply in turn.replies]
+        row.cpu_seconds[kind] += sum(reply["cpu_seconds"] for reply in turn.replies)
+        row.foreign_ticks += turn.foreign_ticks
+        row.all_ticks += turn.all_ticks
+    return turn.foreign_ticks / turn.all_ticks
 
 
 # Tables
@@ -284,18 +226,14 @@ def _targets(layout: str, rows: Sequence[Row]) -> Iterator[str]:
     yield from _faster(ran, TENSORSTORE, "unaligned", 2.0)
     if MEMCPY in ran:
         ratio = _p50(own, "unaligned") / _p50(ran[MEMCPY], "unaligned")
-        yield f"one unaligned block, time over memcpy's | <= 1.5 | {_yes(ratio <= 1.5)}: {ratio:.2f} |"
+        yield f"one unaligned block, time over memcpy's | <= 1.5 | {yes(ratio <= 1.5)}: {ratio:.2f} |"
 
 
 def _faster(ran: dict[str, Row], peer: str, kind: str, wanted: float) -> Iterator[str]:
     """The product's speed over the peer's, where both were measured."""
     if peer in ran and ran[peer].seconds[kind] and ran[PRODUCT].seconds[kind]:
         ratio = _p50(ran[peer], kind) / _p50(ran[PRODUCT], kind)
-        yield f"{kind}, speed over {peer}'s | >= {wanted:g} | {_yes(ratio >= wanted)}: {ratio:.2f} |"
-
-
-def _yes(reached: bool) -> str:
-    return "yes" if reached else "no"
+        yield f"{kind}, speed over {peer}'s | >= {wanted:g} | {yes(ratio >= wanted)}: {ratio:.2f} |"
 
 
 # PyTorch
@@ -325,7 +263,7 @@ def _dataloader(place: Path, arguments: argparse.Namespace) -> str:
         say(f"{place.name}: DataLoader, round {number + 1}: {loaded[-1]:.0f} blocks/s, read_many {plain[-1]:.0f}")
     ratio = statistics.median(loaded) / statistics.median(plain)
     rates = f"{statistics.median(loaded):.0f} of {statistics.median(plain):.0f} blocks/s"
-    return f"| {what} | {_yes(ratio >= 0.9)}: {ratio:.2f} ({rates}, batches of {arguments.loader_batch}) |"
+    return f"| {what} | {yes(ratio >= 0.9)}: {ratio:.2f} ({rates}, batches of {arguments.loader_batch}) |"
 
 
 def _random_starts(dice: random.Random, edge: int, count: int) -> list[Triple]:
@@ -355,9 +293,7 @@ def _volume(root: Path, edge: int, given: Path | None) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     first = (min(edge, LARGEST_DRAWN_EDGE),) * 3
-    voxels = draw(first, seed=1) if given is None else read_volume(given, first)
-    while min(voxels.shape) < edge:
-        voxels = np.pad(voxels, [(0, min(edge - n, n)) for n in voxels.shape], mode="symmetric")
+    voxels = _mirrored(draw(first, seed=1) if given is None else read_volume(given, first), edge)
     np.save(folder / "voxels.npy", voxels)
     for layout in LAYOUTS:
         _write(folder / layout, voxels, layout)
@@ -367,30 +303,11 @@ def _volume(root: Path, edge: int, given: Path | None) -> Path:
 
 def _write(folder: Path, voxels: np.ndarray, layout: str) -> None:
     """One level of OME-Zarr 0.5, in the bytes that the product writes."""
-    chunk, codec = LAYOUTS[layout], "zstd" if layout == ZSTD else "none"
-    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
-    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [8.0, 8.0, 8.0]}]}]
-    group = zarr.create_group(str(folder), zarr_format=3, overwrite=True)
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"name": layout, "axes": axes, "datasets": datasets}]}
-    group.create_array(
-        "0",
-        shape=voxels.shape,
-        dtype="uint8",
-        chunks=(chunk,) * 3,
-        shards=(SHARD,) * 3,
-        compressors=zarr.codecs.ZstdCodec(level=1, checksum=False) if codec == "zstd" else None,
-        fill_value=0,
-        dimension_names=list("zyx"),
-    )
-    form = ShardFormat((SHARD,) * 3, (chunk,) * 3, "uint8", codec)
-
-    def write_shard(corner: Sequence[int]) -> None:
-        file = folder.joinpath("0", "c", *(str(a // SHARD) for a in corner))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encode_shard(voxels[tuple(slice(a, a + SHARD) for a in corner)], form))
-
+    chunk, edge = LAYOUTS[layout], voxels.shape[0]
+    create_volume(folder, edge, chunk=chunk, shard=SHARD, is_compressed=layout == ZSTD)
+    form = ShardFormat((SHARD,) * 3, (chunk,) * 3, "uint8", "zstd" if layout == ZSTD else "none")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(write_shard, itertools.product(range(0, voxels.shape[0], SHARD), repeat=3)))
+        list(pool.map(lambda corner: write_shard(folder, corner, voxels, form), shard_corners(edge)))
 
 
 def _share(folder: Path, edge: int) -> float:

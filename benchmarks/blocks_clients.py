@@ -150,7 +150,7 @@ def _stored(place: Path) -> Any:
     from dataclasses import dataclass
 
     from em_assets.blocks import open as open_volume
-    from em_assets.blocks.opening import OpenedZarr, PlacedVolume, open_reader
+    from em_assets.blocks._backings import OpenedZarr, PlacedVolume, open_reader
     from em_assets.blocks.volume import Volume
     from em_assets.settings import read_settings
 

@@ -15,48 +15,52 @@ same nginx. What "em_assets, local files" takes is decoding alone: it is subtrac
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
-import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import numpy as np
-import zarr
-from blocks_remote_clients import CLIENTS, Triple
+from blocks_remote_clients import CLIENTS
 from bucket import Bucket
-from contest import LOADED_ABOVE, machine, say
-from measure import TICKS_PER_SECOND, _busy_ticks, _own_ticks
+from contest import (
+    BATCH,
+    BLOCK,
+    CHUNK,
+    LOADED_ABOVE,
+    PRODUCT,
+    SHARD,
+    ClientFailed,
+    Contestant,
+    Standing,
+    Triple,
+    create_volume,
+    machine,
+    orders,
+    say,
+    shard_corners,
+    write_shard,
+    yes,
+)
 from server import Nginx
-from volume import LARGEST_DRAWN_EDGE
+from volume import LARGEST_DRAWN_EDGE, _mirrored
 
 from em_assets.sample.texture import draw
-from em_assets.standardize.shard import ShardFormat, encode_shard
+from em_assets.standardize.shard import ShardFormat
 
 HERE = Path(__file__).parent
 BUCKET = "em-data"
-CHUNK, SHARD, BLOCK, BATCH = 64, 256, 128, 32
 LAYOUTS = ("sharded", "unsharded")
-ABSENT = 2**64 - 1
-PRODUCT, LOCAL = "em_assets", "em_assets, local files"
+LOCAL = "em_assets, local files"
 TENSORSTORES = ("tensorstore", "tensorstore, index pool")
 PACKAGES = ("em_assets", "numpy", "zarr", "tensorstore", "s3fs", "obstore")
 QUICK = {"rounds": 2, "blocks": 6}
-
-
-class ClientFailed(Exception):
-    """A client ended, or never began."""
 
 
 @dataclass
@@ -73,53 +77,11 @@ class Kind:
 
 
 @dataclass
-class Row:
-    client: str
+class Row(Standing):
+    """One client with one layout and latency."""
+
     kinds: dict[str, Kind] = field(default_factory=lambda: {name: Kind() for name in ("aligned", "unaligned", "batch")})
     first_seconds: float = 0.0
-    foreign_ticks: float = 0.0
-    all_ticks: float = 0.0
-    verdict: str = "right"
-
-    @property
-    def foreign_load(self) -> float:
-        return max(0.0, self.foreign_ticks) / self.all_ticks if self.all_ticks else 0.0
-
-
-class Contestant:
-    """A client's process."""
-
-    def __init__(self, name: str, url: str, folder: Path) -> None:
-        command = [sys.executable, str(HERE / "blocks_remote_clients.py"), name, url, str(folder)]
-        self.name = name
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
-        self.pid = self._process.pid
-
-    def read(self, starts: Sequence[Triple], edge: int) -> dict[str, Any]:
-        """`seconds`, `cpu_seconds`, `digest` (sha256 of the blocks' voxels)."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"starts": starts, "edge": edge}) + "\n")
-            self._process.stdin.flush()
-            return dict(json.loads(self._process.stdout.readline()))
-        except (OSError, ValueError):
-            self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-            raise ClientFailed(f"{self.name} ended: {said[-1]}") from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
 
 
 @dataclass(frozen=True)
@@ -131,18 +93,11 @@ class Published:
     sizes: dict[Triple, int]
     """Stored bytes of each chunk."""
 
-    def digest(self, starts: Sequence[Triple], edge: int) -> str:
-        digest = hashlib.sha256()
-        for start in starts:
-            box = tuple(slice(a, a + edge) for a in start)
-            digest.update(memoryview(np.ascontiguousarray(self.voxels[box])).cast("B"))
-        return digest.hexdigest()
-
-    def needed_bytes(self, starts: Sequence[Triple], edge: int) -> int:
+    def needed_bytes(self, starts: Sequence[Triple]) -> int:
         touched = {
             cell
             for start in starts
-            for cell in itertools.product(*(range(a // CHUNK, -(-(a + edge) // CHUNK)) for a in start))
+            for cell in itertools.product(*(range(a // CHUNK, -(-(a + BLOCK) // CHUNK)) for a in start))
         }
         return sum(self.sizes[cell] for cell in touched)
 
@@ -185,76 +140,54 @@ def _contest(
 ) -> list[Row]:
     url = f"{nginx.url(latency_ms)}/{BUCKET}/{published.folder.name}"
     rows = {name: Row(name) for name in arguments.clients}
-    contestants = [Contestant(name, url, published.folder) for name in arguments.clients]
+    command = [sys.executable, str(HERE / "blocks_remote_clients.py")]
+    contestants = [Contestant(name, [*command, name, url, str(published.folder)]) for name in arguments.clients]
     try:
         for contestant in contestants:
             _warm_up(contestant, rows[contestant.name], published)
         dice = random.Random(arguments.seed)
         for number in range(arguments.rounds):
-            for kind, orders in _orders(dice, arguments):
+            for kind, wanted in orders(dice, arguments.edge, arguments.blocks):
                 for contestant in contestants:
                     row = rows[contestant.name]
                     if row.verdict == "right":
-                        _turn(contestant, row, row.kinds[kind], orders, (published, nginx))
+                        _turn(contestant, row, row.kinds[kind], wanted, (published, nginx))
             say(f"{title}, round {number + 1} of {arguments.rounds}")
     finally:
         for contestant in contestants:
-            contestant.__exit__(None, None, None)
+            contestant.end()
     return list(rows.values())
 
 
-def _orders(dice: random.Random, arguments: argparse.Namespace) -> Iterator[tuple[str, list[list[Triple]]]]:
-    """(kind, what to read in each of its calls): the same for every client."""
-    most = arguments.edge - BLOCK
-
-    def place(step: int) -> Triple:
-        z, y, x = (dice.randrange(0, most // step + 1) * step for _ in range(3))
-        return z, y, x
-
-    yield "aligned", [[place(CHUNK)] for _ in range(arguments.blocks)]
-    yield "unaligned", [[place(1)] for _ in range(arguments.blocks)]
-    yield "batch", [[place(1) for _ in range(BATCH)]]
-
-
 def _warm_up(contestant: Contestant, row: Row, published: Published) -> None:
-    """Opens the volume and looks into every shard, so that its index is known to whoever keeps it."""
-    corners = itertools.product(*(range(0, n, SHARD) for n in published.voxels.shape))
-    starts = [(z, y, x) for z, y, x in corners]
+    """Opens the volume and looks into every shard."""
+    starts = shard_corners(published.voxels.shape[0])
     try:
-        row.first_seconds = contestant.read(starts[:1], BLOCK)["seconds"]
+        row.first_seconds = contestant.read(starts[:1])["seconds"]
         contestant.read(starts, 8)
     except ClientFailed as error:
-        row.verdict = str(error)
-        say(row.verdict)
+        row.fail(error)
 
 
 def _turn(
-    contestant: Contestant, row: Row, found: Kind, orders: list[list[Triple]], served: tuple[Published, Nginx]
+    contestant: Contestant, row: Row, found: Kind, wanted: list[list[Triple]], served: tuple[Published, Nginx]
 ) -> None:
     published, nginx = served
-    seen, own_pids = nginx.log_size(), [nginx.pid, contestant.pid]
-    own, busy = _own_ticks(own_pids), _busy_ticks()
-    began = time.monotonic()
-    for starts in orders:
-        try:
-            reply = contestant.read(starts, BLOCK)
-        except ClientFailed as error:
-            row.verdict = str(error)
-            say(row.verdict)
-            return
-        found.seconds.append(reply["seconds"])
-        found.cpu_seconds += reply["cpu_seconds"]
-        found.blocks += len(starts)
-        found.needed_bytes += published.needed_bytes(starts, BLOCK)
-        if reply["digest"] != published.digest(starts, BLOCK):
-            row.verdict = f"WRONG voxels at {starts[0]}"
-            say(f"{contestant.name}: {row.verdict}")
-            return
-    row.foreign_ticks += (_busy_ticks() - busy) - (_own_ticks(own_pids) - own)
-    row.all_ticks += (time.monotonic() - began) * TICKS_PER_SECOND * (os.cpu_count() or 1)
+    seen = nginx.log_size()
+    try:
+        turn = contestant.turn(wanted, published.voxels, servers=[nginx.pid])
+    except ClientFailed as error:
+        row.fail(error)
+        return
     traffic = nginx.traffic_since(seen)
+    found.seconds += [reply["seconds"] for reply in turn.replies]
+    found.cpu_seconds += sum(reply["cpu_seconds"] for reply in turn.replies)
+    found.blocks += sum(map(len, wanted))
     found.requests += traffic.requests
     found.received_bytes += traffic.body_bytes
+    found.needed_bytes += sum(map(published.needed_bytes, wanted))
+    row.foreign_ticks += turn.foreign_ticks
+    row.all_ticks += turn.all_ticks
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
@@ -296,17 +229,13 @@ def _targets(rows: Sequence[Row], latency_ms: float) -> Iterator[str]:
     if latency_ms and LOCAL in ran:
         decode_ms = _p50(ran[LOCAL].kinds["unaligned"]) * 1e3
         trips = (_p50(own.kinds["unaligned"]) * 1e3 - decode_ms) / latency_ms
-        yield f"one unaligned block less decoding, in round trips | <= 1.2 | {_yes(trips <= 1.2)}: {trips:.2f} |"
+        yield f"one unaligned block less decoding, in round trips | <= 1.2 | {yes(trips <= 1.2)}: {trips:.2f} |"
     most = max(k.received_bytes / k.needed_bytes for k in own.kinds.values())
-    yield f"bytes, x those of the chunks touched | <= 1.1 | {_yes(most <= 1.1)}: {most:.3f} |"
+    yield f"bytes, x those of the chunks touched | <= 1.1 | {yes(most <= 1.1)}: {most:.3f} |"
 
 
 def _reached(what: str, wanted: float, found: float) -> str:
-    return f"{what} | >= {wanted:g} | {_yes(found >= wanted)}: {found:.2f} |"
-
-
-def _yes(reached: bool) -> str:
-    return "yes" if reached else "no"
+    return f"{what} | >= {wanted:g} | {yes(found >= wanted)}: {found:.2f} |"
 
 
 def _p50(kind: Kind) -> float:
@@ -318,9 +247,7 @@ def _voxels(root: Path, edge: int) -> np.ndarray:
     file = root / "voxels.npy"
     if not file.is_file():
         root.mkdir(parents=True, exist_ok=True)
-        volume = draw((min(edge, LARGEST_DRAWN_EDGE),) * 3, seed=1)
-        while min(volume.shape) < edge:
-            volume = np.pad(volume, [(0, min(edge - n, n)) for n in volume.shape], mode="symmetric")
+        volume = _mirrored(draw((min(edge, LARGEST_DRAWN_EDGE),) * 3, seed=1), edge)
         partial = file.with_name("partial.npy")
         np.save(partial, volume)
         partial.rename(file)
@@ -332,16 +259,16 @@ def _published(root: Path, layout: str, voxels: np.ndarray) -> Published:
     folder = root / BUCKET / layout
     marker = root / f"{layout}.json"
     if not marker.is_file():
-        shards = (SHARD,) * 3 if layout == "sharded" else None
-        array = _described(folder, voxels.shape, shards)
+        is_sharded, edge = layout == "sharded", voxels.shape[0]
+        array = create_volume(folder, edge, chunk=CHUNK, shard=SHARD if is_sharded else None, is_compressed=True)
         sizes: dict[str, int] = {}
-        for corner in itertools.product(*(range(0, n, SHARD) for n in voxels.shape)):
-            box = tuple(slice(a, a + SHARD) for a in corner)
-            if shards is None:
-                array[box] = voxels[box]
+        for corner in shard_corners(edge):
+            if is_sharded:
+                sizes |= _write_shard(folder, corner, voxels)
             else:
-                _write_shard(folder / "0", corner, np.ascontiguousarray(voxels[box]), sizes)
-        if shards is None:
+                box = tuple(slice(a, a + SHARD) for a in corner)
+                array[box] = voxels[box]
+        if not is_sharded:
             files = [file for file in (folder / "0" / "c").rglob("*") if file.is_file()]
             sizes = {"/".join(file.parts[-3:]): file.stat().st_size for file in files}
         marker.write_text(json.dumps(sizes))
@@ -349,37 +276,17 @@ def _published(root: Path, layout: str, voxels: np.ndarray) -> Published:
     return Published(folder, voxels, {_triple(name.split("/")): size for name, size in known.items()})
 
 
-def _described(folder: Path, shape: Sequence[int], shards: Triple | None) -> Any:
-    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
-    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [8.0, 8.0, 8.0]}]}]
-    multiscales = [{"name": "blocks", "axes": axes, "datasets": datasets}]
-    group = zarr.create_group(str(folder), zarr_format=3, overwrite=True)
-    group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
-    return group.create_array(
-        "0",
-        shape=tuple(shape),
-        dtype="uint8",
-        chunks=(CHUNK,) * 3,
-        shards=shards,
-        compressors=zarr.codecs.ZstdCodec(level=1, checksum=False),
-        fill_value=0,
-        dimension_names=list("zyx"),
-    )
-
-
-def _write_shard(array: Path, corner: Sequence[int], voxels: np.ndarray, sizes: dict[str, int]) -> None:
-    """In the product's bytes, whose chunks lie in C order; notes the size of each chunk."""
+def _write_shard(folder: Path, corner: Triple, voxels: np.ndarray) -> dict[str, int]:
+    """The stored bytes of each of its chunks."""
     form = ShardFormat((SHARD,) * 3, (CHUNK,) * 3, "uint8")
-    data = bytes(encode_shard(voxels, form))
-    place = [a // SHARD for a in corner]
-    file = array.joinpath("c", *map(str, place))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data)
+    data = write_shard(folder, corner, voxels, form)
     per_shard = SHARD // CHUNK
     index = np.frombuffer(data[-form.index_bytes : -4], "<u8").reshape((per_shard,) * 3 + (2,))
-    for cell in np.ndindex(index.shape[:3]):
-        name = "/".join(str(a * per_shard + b) for a, b in zip(place, cell, strict=True))
-        sizes[name] = int(index[cell][1])
+    first = [a // CHUNK for a in corner]
+    return {
+        "/".join(str(a + b) for a, b in zip(first, cell, strict=True)): int(index[cell][1])
+        for cell in np.ndindex(index.shape[:3])
+    }
 
 
 def _triple(parts: Sequence[str]) -> Triple:

@@ -1,26 +1,43 @@
-"""What benchmarks of whole commands share: interleaved rounds, medians, a table, and what is said of the machine.
+"""What benchmarks share: contests of whole commands, contests of clients that stay, and what is said of the machine.
 
-Each run is a fresh child process (`measure.py`); its result is judged afterwards, outside of the time.
+Of whole commands each run is a fresh child process (`measure.py`) in interleaved rounds; its result is judged
+afterwards, outside of the time. Clients that stay have a volume open and are asked for the same random blocks in turn
+(`blocks.py`, `blocks_remote.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import itertools
+import json
 import os
 import platform
+import random
 import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from measure import CommandFailed, Usage, run_measured
+import numpy as np
+from measure import TICKS_PER_SECOND, CommandFailed, Usage, _busy_ticks, _own_ticks, run_measured
 from server import Nginx, Traffic
+
+from em_assets.standardize.shard import ShardFormat, encode_shard
+
+Triple = tuple[int, int, int]
 
 LOADED_ABOVE = 0.10
 """A time is marked when others used more than this share of the machine in the run of its median."""
 PRODUCT = "em_assets"
+CHUNK, SHARD, BLOCK, BATCH = 64, 256, 128, 32
+"""Edges in voxels of the volume whose blocks are read and of those blocks, and how many are read together."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +177,155 @@ def against(rows: Sequence[Row], peers: Sequence[str], target: float, what: str)
         return f"| {what} | >= {target:g} | not measured |"
     best = min(ran, key=lambda row: row.wall_seconds)
     ratio = best.wall_seconds / own.wall_seconds
-    reached = "yes" if ratio >= target else "no"
-    return f"| {what} | >= {target:g} | {reached}: {ratio:.2f}x ({best.client}) |"
+    return f"| {what} | >= {target:g} | {yes(ratio >= target)}: {ratio:.2f}x ({best.client}) |"
 
 
 def targets(lines: Sequence[str]) -> list[str]:
     return ["### Against the targets", "", "| target | speed, x peer | reached |", "|---|---|---|", *lines, ""]
+
+
+# Clients that stay
+
+
+class ClientFailed(Exception):
+    """A client ended, or never began, or gave other voxels: why, in a few words."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a client did when it was asked for some blocks."""
+
+    replies: list[dict[str, Any]]
+    """To each call: `seconds`, `cpu_seconds`, `digest` (sha256 of the blocks' voxels)."""
+    foreign_ticks: float
+    """That other processes used meanwhile."""
+    all_ticks: float
+    """Of all cores."""
+
+
+@dataclass
+class Standing:
+    """How a client that stays is doing."""
+
+    client: str
+    foreign_ticks: float = 0.0
+    all_ticks: float = 0.0
+    verdict: str = "right"
+
+    @property
+    def foreign_load(self) -> float:
+        return max(0.0, self.foreign_ticks) / self.all_ticks if self.all_ticks else 0.0
+
+    def fail(self, error: ClientFailed) -> None:
+        self.verdict = str(error)
+        say(f"{self.client}: {error}")
+
+
+class Contestant:
+    """A client's process, which reads a line of JSON and answers with one."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name = name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        self.pid = self._process.pid
+
+    def read(self, starts: Sequence[Triple], edge: int = BLOCK) -> dict[str, Any]:
+        """Its reply to one call. Raises ClientFailed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"starts": starts, "edge": edge}) + "\n")
+            self._process.stdin.flush()
+            return dict(json.loads(self._process.stdout.readline()))
+        except (OSError, ValueError):
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace").strip().splitlines() or ["nothing"]
+            raise ClientFailed(f"failed: {said[-1]}") from None
+
+    def turn(self, orders: Sequence[Sequence[Triple]], voxels: np.ndarray, servers: Sequence[int] = ()) -> Turn:
+        """Asks for blocks, in one call after another, and compares them, outside of the time.
+
+        `servers` are processes that belong to the measurement. Raises ClientFailed.
+        """
+        pids = [*servers, self.pid]
+        own, busy, began = _own_ticks(pids), _busy_ticks(), time.monotonic()
+        replies = [self.read(starts) for starts in orders]
+        foreign = (_busy_ticks() - busy) - (_own_ticks(pids) - own)
+        spent = (time.monotonic() - began) * TICKS_PER_SECOND * (os.cpu_count() or 1)
+        for starts, reply in zip(orders, replies, strict=True):
+            if reply["digest"] != _digest(voxels, starts):
+                raise ClientFailed(f"WRONG voxels at {starts[0]}")
+        return Turn(replies, foreign, spent)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+def _digest(voxels: np.ndarray, starts: Sequence[Triple]) -> str:
+    digest = hashlib.sha256()
+    for start in starts:
+        block = voxels[tuple(slice(a, a + BLOCK) for a in start)]
+        digest.update(memoryview(np.ascontiguousarray(block)).cast("B"))
+    return digest.hexdigest()
+
+
+def orders(dice: random.Random, edge: int, singles: int) -> Iterator[tuple[str, list[list[Triple]]]]:
+    """(kind, what to read in each of its calls) of a round: the same for every client."""
+    most = edge - BLOCK
+
+    def place(step: int) -> Triple:
+        z, y, x = (dice.randrange(0, most // step + 1) * step for _ in range(3))
+        return z, y, x
+
+    yield "aligned", [[place(CHUNK)] for _ in range(singles)]
+    yield "unaligned", [[place(1)] for _ in range(singles)]
+    yield "batch", [[place(1) for _ in range(BATCH)]]
+
+
+def shard_corners(edge: int) -> list[Triple]:
+    """Who reads there has looked into every shard, so that its index is known to whoever keeps it."""
+    return [(z, y, x) for z, y, x in itertools.product(range(0, edge, SHARD), repeat=3)]
+
+
+def create_volume(folder: Path, edge: int, *, chunk: int, shard: int | None, is_compressed: bool) -> Any:
+    """The array of an OME-Zarr 0.5 of one level of uint8, without voxels. Unsharded, a chunk is a file."""
+    import zarr
+
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [8.0, 8.0, 8.0]}]}]
+    group = zarr.create_group(str(folder), zarr_format=3, overwrite=True)
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"name": "blocks", "axes": axes, "datasets": datasets}]}
+    return group.create_array(
+        "0",
+        shape=(edge,) * 3,
+        dtype="uint8",
+        chunks=(chunk,) * 3,
+        shards=None if shard is None else (shard,) * 3,
+        compressors=zarr.codecs.ZstdCodec(level=1, checksum=False) if is_compressed else None,
+        fill_value=0,
+        dimension_names=list("zyx"),
+    )
+
+
+def write_shard(folder: Path, corner: Triple, voxels: np.ndarray, form: ShardFormat) -> bytes:
+    """Writes the shard of a volume (all of its voxels) at a corner, in the product's bytes: chunks lie in C order."""
+    file = folder.joinpath("0", "c", *(str(a // SHARD) for a in corner))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    data = bytes(encode_shard(np.ascontiguousarray(voxels[tuple(slice(a, a + SHARD) for a in corner)]), form))
+    file.write_bytes(data)
+    return data
+
+
+# What is said
+
+
+def yes(reached: bool) -> str:
+    return "yes" if reached else "no"
 
 
 def machine(packages: Sequence[str], rounds: int) -> str:

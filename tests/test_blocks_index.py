@@ -16,18 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import em_assets.blocks as em
-from em_assets.blocks import index
+from em_assets.blocks import index, index_plan
 from em_assets.blocks._local import LocalChunks
 from em_assets.blocks.features import LENGTH, METHOD, NUMBERS, block_numbers, feature_vector
-from em_assets.blocks.index import (
-    build_index,
-    grid_axes,
-    index_info,
-    near_duplicates_sql,
-    read_index,
-    similar_sql,
-    write_index,
-)
+from em_assets.blocks.index import build_index, index_info, read_index, write_index
+from em_assets.blocks.index_plan import grid_axes, plan_index
+from em_assets.blocks.similar import near_duplicates_sql, similar_sql
 from em_assets.catalog.schema import BLOCKS
 from em_assets.errors import Malformed, Mismatch
 from em_assets.records import DatasetFolder, VolumeSummary
@@ -142,7 +136,7 @@ def test_where_nothing_is_real_nothing_is_said(tmp_path):
 
 def test_splits_are_of_the_blocks(holey, rows):
     """Each row's split is that of its box, and the same for whoever draws it again."""
-    info = index._plan(holey, {"block": BLOCK, "margin": 4}).info
+    info = plan_index(holey, {"block": BLOCK, "margin": 4}).info
     split = info.split(holey.name)
     for row in rows:
         start = (row["start_z"], row["start_y"], row["start_x"])
@@ -197,14 +191,14 @@ def test_labels_are_counted_not_averaged(tmp_path):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_how_it_is_read_does_not_matter(holey, rows, monkeypatch, read_bytes, workers):
     """One block at a time or all at once, by one thread or three: the same rows in the same order."""
-    monkeypatch.setattr(index, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(index_plan, "READ_BYTES", read_bytes)
     assert build_index(holey, block=BLOCK, margin=4, workers=workers).to_pylist() == rows
 
 
 def test_few_blocks_are_read_together(holey, monkeypatch):
     """What is read at once stays below the bound, whatever the volume's size."""
-    monkeypatch.setattr(index, "READ_BYTES", 4 * 16 * 32 * 16)
-    plan = index._plan(holey, {"block": BLOCK})
+    monkeypatch.setattr(index_plan, "READ_BYTES", 4 * 16 * 32 * 16)
+    plan = plan_index(holey, {"block": BLOCK})
     bricks = [brick for layer in plan.layers() for brick in layer]
     assert max(len(brick) for brick in bricks) == 4
     assert sorted(itertools.chain(*bricks)) == list(itertools.product(range(3), range(3), range(4)))
@@ -212,7 +206,7 @@ def test_few_blocks_are_read_together(holey, monkeypatch):
 
 def test_what_is_to_be_read_is_not_listed_first(holey):
     """A million blocks: the first brick takes the memory of a few."""
-    plan = index._plan(holey, {"block": BLOCK})
+    plan = plan_index(holey, {"block": BLOCK})
     large = dataclasses.replace(plan.info, shape=(12_800,) * 3, block=(128,) * 3, stride=(128,) * 3)
     tracemalloc.start()
     try:
@@ -232,7 +226,7 @@ def test_every_chunk_is_decoded_once(tmp_path, monkeypatch):
         return fetch(self, cells)
 
     monkeypatch.setattr(LocalChunks, "fetch", counting)
-    monkeypatch.setattr(index, "READ_BYTES", 5 * 16**3)
+    monkeypatch.setattr(index_plan, "READ_BYTES", 5 * 16**3)
     build_index(em.open(folder), block=16)
     assert fetched == Counter(itertools.product(range(8), repeat=3))
 
@@ -251,7 +245,7 @@ def test_wide_voxels_refer_to_the_volume(tmp_path):
     infos = []
     for dtype in ("uint16", "float32"):
         folder = write_ome_zarr(tmp_path / dtype, [wide.astype(dtype)], chunk=(16, 16, 16))
-        infos.append(index._plan(em.open(folder), {"block": 16}).info.value_range)
+        infos.append(plan_index(em.open(folder), {"block": 16}).info.value_range)
         entropy = build_index(em.open(folder), block=16)["entropy_bits"].to_pylist()
     assert infos == [(0, 65535), None]
     assert min(entropy) > 4

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from em_assets.blocks.geometry import BoxNm, Grid
-from em_assets.blocks.index import grid_axes
+from em_assets.blocks.index_plan import grid_axes
 from em_assets.blocks.split import TILE_BLOCKS, Split, draw_split
 from em_assets.volume import Box
 

@@ -19,9 +19,11 @@ from PIL import Image
 
 import em_assets.blocks as em
 from conftest import ROOT
-from em_assets import cli, cli_blocks
+from em_assets import cli, cli_read
 from em_assets.blocks.index import write_index
 from em_assets.blocks.sheet import SPLIT_COLOURS, contact_sheet, sheet_of
+from em_assets.cli_block_index import _Chosen
+from em_assets.cli_geometry import _geometry_row
 from em_assets.errors import Mismatch
 from em_assets.records import DatasetFolder, VolumeSummary
 from em_assets.settings import Settings
@@ -249,7 +251,7 @@ def test_tiff_has_the_voxels_and_their_size(run, tmp_path, dtype):
     assert run("read", "em", "--start", "1,2,3", "--shape", "16,17,3", "-o", "b.tif")[0] == 0
     with tifffile.TiffFile("b.tif") as file:
         assert np.array_equal(file.asarray(), voxels[1:17, 2:19, 3:6], equal_nan=np.dtype(dtype).kind == "f")
-        if dtype in cli_blocks.TIFF_DTYPES:
+        if dtype in cli_read.TIFF_DTYPES:
             assert file.imagej_metadata["spacing"] == SIZE_NM[0]
             assert file.imagej_metadata["unit"] == "nm"
             across = file.pages[0].tags["XResolution"].value
@@ -317,11 +319,11 @@ def test_a_file_is_replaced_only_when_told_and_only_by_a_whole_one(run, stored, 
     code, _, err = run(*place)
     assert (code, Path("b.npy").read_text()) == (1, "mine")
     assert "replace it with --force" in err
-    monkeypatch.setattr(cli_blocks.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(cli_read.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     code, _, err = run(*place, "--force")
     assert (code, Path("b.npy").read_text()) == (1, "mine")
     assert "No space left on device" in err
-    monkeypatch.setattr(cli_blocks.os, "fsync", lambda _: None)
+    monkeypatch.setattr(cli_read.os, "fsync", lambda _: None)
     assert run(*place, "--force")[0] == 0
     assert np.load("b.npy").shape == (8, 8, 8)
     assert [file.name for file in Path.cwd().iterdir() if "partial" in file.name] == []
@@ -364,7 +366,7 @@ def test_a_place_is_one_place_at_all_levels(tmp_path_factory, size, corner, conv
     volume = em.open(str(folder / "v.zarr"))
     assert volume.convention == convention or not any(abs(c) > 0.01 for c in at)
     place = tuple(a + f * n * s for a, f, n, s in zip(at, share, levels[0].shape, size, strict=True))
-    rows = [cli_blocks._geometry_row(level, place) for level in volume.levels]
+    rows = [_geometry_row(level, place) for level in volume.levels]
     for number, row in enumerate(rows):
         assert row["corner_nm"] == pytest.approx(at, abs=1e-6)
         for voxel, a, s, point in zip(row["voxel_at_place"], at, row["voxel_size_nm"], place, strict=True):
@@ -523,7 +525,7 @@ def test_a_contact_sheet_is_written(run, indexed):
 def test_blocks_are_shown_from_all_over(run, indexed, count):
     """As many as are asked for, the first among them, in even steps."""
     run("blocks", "em")
-    rows = cli_blocks._Chosen("em", None, None).spread(Path("data/metadata.duckdb"), count)
+    rows = _Chosen("em", None, None).spread(Path("data/metadata.duckdb"), count)
     ids = [row["id"] for row in rows]
     assert len(ids) == min(count, 120)
     assert ids[0] == 0

@@ -21,13 +21,15 @@ from em_assets.datasets.spec import Output, VolumeLayout
 from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
 from em_assets.progress import open_reporter
 from em_assets.records import DatasetFolder, DatasetRecord, StoredObject, manifest_digest, now, partition_key
-from em_assets.standardize import stage
+from em_assets.standardize import stage_copy, stage_plan
 from em_assets.standardize.finish import write_coverage, write_manifest
 from em_assets.standardize.ome import write_metadata
 from em_assets.standardize.pyramid import build_pyramid
 from em_assets.standardize.region import write_region
 from em_assets.standardize.shard import ShardFormat, ShardReader
-from em_assets.standardize.stage import JOURNAL, Request, is_staged_copy, stage_volume, staged_path, staged_volume
+from em_assets.standardize.stage import is_staged_copy, stage_volume, staged_path, staged_volume
+from em_assets.standardize.stage_copy import JOURNAL
+from em_assets.standardize.stage_plan import Request
 from em_assets.standardize.stored import shard_path
 from em_assets.store import DOWNLOAD_SUFFIX, LocalStore, open_store
 from em_assets.volume import Box, multiply
@@ -195,18 +197,19 @@ def absent_of(file: Path, form: ShardFormat) -> np.ndarray:
 def test_absent_chunks_stay_absent(stored, request_):
     """A chunk is there if and only if a byte of its voxels is stored; a shard of absent ones has no file."""
     path = stage_volume(stored, request_).path
-    plan = stage._Plan.of(stage._Source.read(stored), request_)
+    plan = stage_plan.Plan.of(stage_plan.Source.read(stored), request_)
     seen = set()
     for level, form in zip(plan.source.levels, plan.forms, strict=True):
         for index in Box.from_shape(level.shape).cells(form.shard):
             place = stored.path(shard_path(stored, level.number, index))
             before = absent_of(stored.store.local_path(place), level.form)
-            after = absent_of(path / stage._place(level, index), form)
+            copied = path.joinpath(str(level.number), "c", *map(str, index))
+            after = absent_of(copied, form)
             for at in np.ndindex(form.grid):
                 chunk = Box.from_shape(form.chunk, at=multiply(at, form.chunk)).slices
                 assert after[chunk].all() == before[chunk].all()
                 assert after[chunk].any() == before[chunk].all()
-            assert (path / stage._place(level, index)).exists() == (not before.all())
+            assert copied.exists() == (not before.all())
             seen.add((bool(before.any()), bool(before.all())))
     assert seen == {(False, False), (True, False), (True, True)}
 
@@ -261,7 +264,7 @@ def test_any_volume(tmp_path_factory, shape, shard, gap, codec):
         staged = stage_volume(folder, one, to=folder_of / "copy.ome.zarr")
         for before, after in zip(levels_of(folder.uri(folder.volume)), levels_of(staged.path), strict=True):
             assert np.array_equal(before, after)
-        most = stage._Plan.of(stage._Source.read(folder), one).bytes_at_most()
+        most = stage_plan.Plan.of(stage_plan.Source.read(folder), one).bytes_at_most()
         shards = sum(file.stat().st_size for file in staged.path.rglob("c/*/*/*"))
         assert shards <= most
         if codec == "none" and hole is None:
@@ -285,13 +288,13 @@ def test_any_volume(tmp_path_factory, shape, shard, gap, codec):
 )
 def test_the_chunk_is_long_but_hardly_leaves_the_volume(n, edge, expected):
     """Along an axis: a part of the shard, at most 256, a twentieth beyond the end at most where that can be."""
-    assert stage._long_edge(n, edge) == expected
+    assert stage_plan._long_edge(n, edge) == expected
 
 
 @given(n=st.integers(1, 5000), edge=st.integers(1, 700).map(lambda half: 2 * half))
 def test_chunks_always_cut_a_shard(n, edge):
     """For any axis; and where 32 to 256 voxels cut it, that is what they are."""
-    chunk = stage._long_edge(n, edge)
+    chunk = stage_plan._long_edge(n, edge)
     assert edge % chunk == 0
     if any(edge % part == 0 for part in range(32, 257)):
         assert 32 <= chunk <= 256
@@ -393,7 +396,7 @@ def test_an_old_copy_is_replaced(stored):
 
 def test_stopped_and_called_again(stored, monkeypatch):
     """Until it is whole nothing is at its place; what was copied is not copied again."""
-    count, real = 0, stage._Copy._copy_shard
+    count, real = 0, stage_copy.Copy._copy_shard
 
     def fails_at_the_fifth(self, *shard):
         nonlocal count
@@ -402,7 +405,7 @@ def test_stopped_and_called_again(stored, monkeypatch):
             raise Unavailable("the disk is gone")
         real(self, *shard)
 
-    monkeypatch.setattr(stage._Copy, "_copy_shard", fails_at_the_fifth)
+    monkeypatch.setattr(stage_copy.Copy, "_copy_shard", fails_at_the_fifth)
     with pytest.raises(Unavailable, match="the disk is gone"):
         stage_volume(stored)
     target = staged_path(stored)
@@ -411,7 +414,7 @@ def test_stopped_and_called_again(stored, monkeypatch):
     assert list(stored.store.list(stored.path("staged"))) == []
     with (unfinished_of(target) / JOURNAL).open("ab") as journal:
         journal.write(b'{"path": "0/c/0/')  # a power cut within a line
-    monkeypatch.setattr(stage._Copy, "_copy_shard", real)
+    monkeypatch.setattr(stage_copy.Copy, "_copy_shard", real)
     staged = stage_volume(stored)
     assert 4 <= staged.kept < len(list(target.rglob("c/*/*/*")))
     assert np.array_equal(levels_of(target)[0], levels_of(stored.uri(stored.volume))[0])
@@ -441,7 +444,7 @@ def test_killed_and_called_again(tmp_path):
 
 def test_a_part_of_another_copy_is_not_used(stored, monkeypatch):
     """What is left of an earlier state or another codec is cleared away."""
-    monkeypatch.setattr(stage._Copy, "_finish", lambda *_: pytest.fail("stopped"))
+    monkeypatch.setattr(stage_copy.Copy, "_finish", lambda *_: pytest.fail("stopped"))
     with pytest.raises(pytest.fail.Exception):
         stage_volume(stored, Request(codec="zstd"))
     monkeypatch.undo()
@@ -452,11 +455,11 @@ def test_a_part_of_another_copy_is_not_used(stored, monkeypatch):
 
 def test_a_lost_shard_of_the_part_is_copied_again(stored, monkeypatch):
     """The journal is believed only of files that are there in their size."""
-    monkeypatch.setattr(stage._Copy, "_finish", lambda *_: pytest.fail("stopped"))
+    monkeypatch.setattr(stage_copy.Copy, "_finish", lambda *_: pytest.fail("stopped"))
     with pytest.raises(pytest.fail.Exception):
         stage_volume(stored)
     monkeypatch.undo()
-    arrived = unfinished_of(staged_path(stored)) / stage.ARRIVING
+    arrived = unfinished_of(staged_path(stored)) / stage_copy.ARRIVING
     shards = sorted(arrived.rglob("c/*/*/*"))
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:-1])
@@ -500,22 +503,22 @@ def test_a_disk_that_lies_is_found_out(stored, monkeypatch):
         def write(self, path, data):
             super().write(path, bytes(data[:-1]) + b"?" if "/c/" in path else data)
 
-    monkeypatch.setattr(stage, "LocalStore", Lying)
+    monkeypatch.setattr(stage_copy, "LocalStore", Lying)
     with pytest.raises(Malformed, match="does not read back as it was written"):
         stage_volume(stored)
     assert not staged_path(stored).exists()
-    assert list((unfinished_of(staged_path(stored)) / stage.ARRIVING).rglob("c/*/*/*")) == []
+    assert list((unfinished_of(staged_path(stored)) / stage_copy.ARRIVING).rglob("c/*/*/*")) == []
 
 
 def test_a_dataset_that_changes_meanwhile(stored, monkeypatch):
     """Its copy is not used."""
-    real = stage._Plan.documents
+    real = stage_plan.Plan.documents
 
     def changes(self):
         stored.write_record(stored.read_record().with_status("complete", sha256="cd" * 32))
         return real(self)
 
-    monkeypatch.setattr(stage._Plan, "documents", changes)
+    monkeypatch.setattr(stage_plan.Plan, "documents", changes)
     with pytest.raises(Mismatch, match="em was changed or removed while it was copied"):
         stage_volume(stored)
     assert not staged_path(stored).exists()
@@ -531,14 +534,14 @@ def test_only_a_complete_dataset(stored, status):
 
 def test_two_at_once(stored, monkeypatch):
     """The second says so and changes nothing."""
-    inside, go_on, real = threading.Event(), threading.Event(), stage._Copy._resume
+    inside, go_on, real = threading.Event(), threading.Event(), stage_copy.Copy._resume
 
     def waits(self):
         inside.set()
         go_on.wait(30)
         real(self)
 
-    monkeypatch.setattr(stage._Copy, "_resume", waits)
+    monkeypatch.setattr(stage_copy.Copy, "_resume", waits)
     first = threading.Thread(target=stage_volume, args=(stored,))
     first.start()
     try:
@@ -583,7 +586,7 @@ def test_the_volume_itself_is_not_replaced(stored):
 
 def test_no_room(stored, monkeypatch):
     """Is said before anything is written, with what is needed and what is free."""
-    monkeypatch.setattr(stage.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(stage_copy.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(Unavailable, match=r"needs up to \d\.\d MB more, where 1\.0 kB are free"):
         stage_volume(stored)
     assert not staged_path(stored).exists()
@@ -614,7 +617,7 @@ def test_progress_counts_voxels_and_shards(stored):
     lines: list[str] = []
     with open_reporter(lines.append, label="em", show="log") as reporter:
         stage_volume(stored, reporter=reporter)
-    shards = sum(1 for level in stage._Source.read(stored).levels for _ in level.shards())
+    shards = sum(1 for _ in stage_plan.Source.read(stored).shards())
     assert f"{shards}/{shards}" in lines[-1]
     assert "100 %" in lines[-1]
 
@@ -625,7 +628,7 @@ def test_memory_is_bounded_by_shards_not_by_the_volume(tmp_path):
     store_dataset(tmp_path, voxels_of(shape=(256, 512, 1024)), shard=(128,) * 3, chunk=(64,) * 3)
     code = (
         "import resource, sys; from em_assets.records import DatasetFolder; from em_assets.store import open_store;"
-        "from em_assets.standardize.stage import stage_volume, Request;"
+        "from em_assets.standardize.stage import stage_volume;"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = peak();"
         f"stage_volume(DatasetFolder(open_store({str(tmp_path)!r}), 'em'), workers=2); print(peak() - before)"
     )

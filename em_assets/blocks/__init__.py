@@ -1,7 +1,9 @@
 """Blocks of any volume, by voxel or by nanometre: `import em_assets.blocks as em`, then `em.open("hemibrain_crop")`.
 
-`geometry.py` says where voxels lie, `volume.py` reads blocks, `engine.py` turns boxes into chunks and chunks into
-voxels, `index.py` describes every block of a dataset, `sampling.py` and `dataset.py` draw blocks for training.
+`opening.py` finds a volume, `geometry.py` says where voxels lie, `volume.py` reads blocks, `engine.py` turns boxes into
+chunks and chunks into voxels, `index.py` describes every block of a dataset (`index_plan.py`: which blocks,
+`index_rows.py`: what is said of each, `similar.py`: those like one of them), `sampling.py` and `dataset.py` draw blocks
+for training.
 """
 
 from __future__ import annotations

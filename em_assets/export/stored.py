@@ -6,8 +6,6 @@ stored.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +15,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from em_assets.errors import Malformed, Mismatch, Unavailable
+from em_assets.errors import Mismatch
 from em_assets.records import DatasetFolder, DatasetRecord, partition_key
+from em_assets.standardize.complete import Described, Level, complete_record, recorded_shard
 from em_assets.standardize.ome import PYRAMID, level_factors
 from em_assets.standardize.presence import Presence
-from em_assets.standardize.shard import ShardFormat, ShardReader
+from em_assets.standardize.shard import ShardReader
 from em_assets.standardize.stored import shard_path
 from em_assets.volume import Box, VoxelSize, Zyx, multiply, subtract, zyx
 
@@ -47,45 +46,21 @@ class Part:
 class StoredVolume:
     """One volume of a complete dataset. Safe to read from many threads."""
 
-    def __init__(
-        self,
-        folder: DatasetFolder,
-        record: DatasetRecord,
-        form: ShardFormat,
-        levels: list[Part],
-        multiscale: dict[str, Any],
-    ) -> None:
-        self.folder, self.record, self.form, self.multiscale = folder, record, form, multiscale
-        self._levels = levels
+    def __init__(self, folder: DatasetFolder, record: DatasetRecord, described: Described) -> None:
+        self.folder, self.record, self.multiscale = folder, record, described.multiscale
+        self.form = described.levels[0].form
+        self._levels = [_whole(level) for level in described.levels]
         self._records = {(one.level, one.key): one for one in folder.partition_records()}
-        shapes = [level.shape for level in levels]
+        shapes = [level.shape for level in self._levels]
         missing = [box for (level, _), one in self._records.items() if level == 0 for box in one.missing]
-        is_labels = multiscale.get("type") == PYRAMID["labels"]["type"]
+        is_labels = self.multiscale.get("type") == PYRAMID["labels"]["type"]
         self._presence = Presence(shapes, level_factors(shapes), missing, "labels" if is_labels else "image")
 
     @classmethod
     def read(cls, folder: DatasetFolder) -> StoredVolume:
         """Raises Unavailable if the dataset is not complete or has no such volume, Malformed if it is damaged."""
-        record = _require_complete(folder)
-        where = f"{folder.volume}/zarr.json"
-        try:
-            multiscale = json.loads(folder.read(where))["attributes"]["ome"]["multiscales"][0]
-            levels, documents = [], []
-            for number, entry in enumerate(multiscale["datasets"]):
-                where = f"{folder.volume}/{number}/zarr.json"
-                documents.append(json.loads(folder.read(where)))
-                levels.append(_level(number, entry, documents[-1]))
-            form = _shard_format(documents[0])
-        except FileNotFoundError:
-            raise Unavailable(
-                f"{folder.uri(where)} is not there; see what is missing with `em-assets verify {folder.name}`."
-            ) from None
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise Malformed(
-                f"{folder.uri(where)} is not what was written ({type(error).__name__}: {error}); repair it with "
-                f"`em-assets verify {folder.name} --repair`."
-            ) from None
-        return cls(folder, record, form, levels, multiscale)
+        record = complete_record(folder, "exported", instead="use them, or ")
+        return cls(folder, record, Described.read(folder))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -116,19 +91,10 @@ class StoredVolume:
 
     def _shard(self, level: int, index: Zyx) -> ShardReader | None:
         """Decodes from memory, which holds the very bytes that were compared. None: the publisher has nothing of it."""
-        record = self._records.get((level, partition_key(index)))
-        path = shard_path(self.folder, level, index)
-        if record is None:
-            raise self._damaged(path, "it has no record")
-        if not record.objects:
+        data = recorded_shard(self.folder, level, index, self._records.get((level, partition_key(index))))
+        if data is None:
             return None
-        try:
-            data = self.folder.read(path)
-        except FileNotFoundError:
-            raise self._damaged(path, "it is gone") from None
-        if hashlib.sha256(data).hexdigest() != record.objects[0].sha256:
-            raise self._damaged(path, "its sha256 is not the recorded one")
-        return ShardReader.of_bytes(data, self.form, self.folder.uri(path))
+        return ShardReader.of_bytes(data, self.form, self.folder.uri(shard_path(self.folder, level, index)))
 
     def _copy(self, shard: ShardReader, index: Zyx, voxels: NDArray[Any], box: Box) -> None:
         corner = multiply(index, self.form.shard)
@@ -148,12 +114,6 @@ class StoredVolume:
         # chunk by chunk: a mask takes eight bytes for each voxel
         masks = (self._presence.mask(level, part) for part in cells_of(box, self.form.chunk))
         return sum(mask.size - int(np.count_nonzero(mask)) for mask in masks if mask is not None)
-
-    def _damaged(self, path: str, why: str) -> Malformed:
-        return Malformed(
-            f"{self.folder.uri(path)} is not the shard that was written ({why}); repair it with "
-            f"`em-assets verify {self.folder.name} --repair`."
-        )
 
 
 def parse_box(text: str, shape: Zyx) -> Box:
@@ -213,36 +173,5 @@ class Work:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _require_complete(folder: DatasetFolder) -> DatasetRecord:
-    record = folder.read_record()
-    status = "listed (nothing of it is stored)" if record is None else record.visible_status
-    if record is None or status != "complete":
-        raise Unavailable(
-            f"{folder.name} is {status}, and only a complete dataset is exported; finish it with "
-            f"`em-assets get {folder.name}`."
-        )
-    if "volume" not in record.local_paths:
-        raise Unavailable(
-            f"{folder.name} keeps the publisher's files only, in {folder.uri('original')}; use them, or set "
-            f"`keep: both` in its spec and run `em-assets get {folder.name}`."
-        )
-    return record
-
-
-def _level(number: int, entry: dict[str, Any], document: dict[str, Any]) -> Part:
-    """From the multiscale's entry and the array's own document, as `standardize.ome` writes them."""
-    transformations = {one["type"]: one[one["type"]] for one in entry["coordinateTransformations"]}
-    size, translation = (_three(transformations[name]) for name in ("scale", "translation"))
-    return Part(number, Box.from_shape(zyx(document["shape"])), size, translation)
-
-
-def _shard_format(document: dict[str, Any]) -> ShardFormat:
-    sharding = document["codecs"][0]["configuration"]
-    shard, chunk = zyx(document["chunk_grid"]["configuration"]["chunk_shape"]), zyx(sharding["chunk_shape"])
-    is_compressed = any(codec["name"] == "zstd" for codec in sharding["codecs"])
-    return ShardFormat(shard, chunk, document["data_type"], codec="zstd" if is_compressed else "none")
-
-
-def _three(values: Any) -> VoxelSize:
-    z, y, x = (float(value) for value in values)
-    return z, y, x
+def _whole(level: Level) -> Part:
+    return Part(level.number, Box.from_shape(level.shape), level.voxel_size_nm, level.translation_nm)
