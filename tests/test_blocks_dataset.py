@@ -1,5 +1,6 @@
 """Blocks for training: the same sequence for any workers, resumed anywhere; by SQL, by weight; also without torch."""
 
+import copy
 import itertools
 import multiprocessing
 import pickle
@@ -17,9 +18,9 @@ import yaml
 import zarr
 
 import em_assets.blocks as em
-from em_assets.blocks._samples import everywhere
+from em_assets.blocks._samples import joined
 from em_assets.blocks._selection import STARTS, Wish, select
-from em_assets.blocks._slots import SMALLEST_BYTES, SPARE_SLOTS, Slots
+from em_assets.blocks._slots import SENT, SMALLEST_BYTES, SPARE_SLOTS, Slots
 from em_assets.blocks.dataset import collate
 from em_assets.blocks.sampling import SamplerState
 from em_assets.datasets.spec import DatasetSpec
@@ -347,14 +348,14 @@ def test_what_is_not_the_slot_is_sent_by_torch(torch, made):
     slots, voxels = Slots(), textured((2, 80, 80, 80))
     sent = slots.tensor(voxels)
     assert (received(made(sent)).numpy() == made(voxels)).all()
-    assert sent.slot.memory[0] == 0
+    assert [slot.memory[SENT] for slot in slots._slots] == [0]
     assert (received(sent).numpy() == voxels).all()
 
 
 def test_sent_twice(torch):
     """The second is a copy: who changes one does not change the other."""
-    voxels = textured((2, 80, 80, 80))
-    sent = Slots().tensor(voxels)
+    slots, voxels = Slots(), textured((2, 80, 80, 80))
+    sent = slots.tensor(voxels)
     first, second = received(sent), received(sent)
     first[...] = 0
     assert (second.numpy() == voxels).all()
@@ -416,13 +417,117 @@ def test_a_file_is_handed_over_once(torch):
         handle._replace(inode=handle.inode + 1).map()
 
 
-def test_a_mask_of_one_value_is_sent_as_that(torch):
-    message = ForkingPickler.dumps(Slots().tensor(everywhere((4, 128, 128, 128), value=True)))
-    assert len(message) < 1000
-    mask = pickle.loads(message)
-    assert type(mask) is torch.Tensor
-    assert (mask.shape, mask.dtype) == ((4, 128, 128, 128), torch.bool)
-    assert mask.all()
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda tensor: tensor.float().mean().bfloat16(),
+        lambda tensor: tensor.float().requires_grad_(),
+        lambda tensor: tensor.view(-1).to_sparse(),
+        lambda tensor: tensor.view(tensor.dtype),
+    ],
+    ids=["bfloat16", "with gradient", "sparse", "a view"],
+)
+def test_what_a_worker_makes_of_a_batch_can_be_sent(torch, made):
+    """Whatever torch can send: an error there would leave the parent waiting for ever."""
+    sent = Slots().tensor(textured((2, 80, 80, 80)))
+    assert torch.equal(received(made(sent)).to_dense(), made(sent).to_dense())
+
+
+def test_a_batch_is_copied_and_saved_like_any_tensor(torch, tmp_path):
+    """Also in a worker, before it is sent."""
+    voxels = textured((2, 80, 80, 80))
+    sent = Slots().tensor(voxels)
+    torch.save({"data": sent}, tmp_path / "batch.pt")
+    for tensor in (copy.deepcopy(sent), pickle.loads(pickle.dumps(sent)), torch.load(tmp_path / "batch.pt")["data"]):
+        assert type(tensor) is torch.Tensor
+        assert (tensor.numpy() == voxels).all()
+
+
+def test_too_many_open_files(torch):
+    """A sentence, not torch's silence: a process that keeps all batches may have so many files open."""
+    program = """
+import resource, numpy as np
+from em_assets.blocks._slots import Slots
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+slots, kept = Slots(), []
+while True:
+    kept.append(slots.empty((1_000_000,), np.dtype("uint8")))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert "Unavailable: a DataLoader's worker has no memory for the next batch" in ended.stderr.splitlines()[-1]
+    assert "64 files" in ended.stderr
+
+
+# -- masks, and what transforms do
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mask_can_be_written_and_pinned(torch, fine, workers):
+    """Its voxels are its own: one that is set changes no other. (torch pins by copying into an empty tensor.)"""
+    stream = em.BlockStream(fine, batch_size=4)
+    batch = next(iter(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers)))
+    valid = batch["valid"]
+    pinned = torch.empty(0, dtype=valid.dtype)
+    pinned.set_(torch.empty(valid.numel(), dtype=valid.dtype).untyped_storage(), 0, valid.shape, valid.stride())
+    pinned.copy_(valid)
+    assert pinned.all()
+    valid[0, 0, 0, 0] = False
+    valid[1:] &= True
+    assert int((~valid).sum()) == 1
+    sample = fine[0]["valid"]
+    sample[0, 0, 0] = False
+    assert int((~sample).sum()) == 1
+
+
+def test_a_transform_may_write_into_the_mask(torch, places):
+    def without_first(sample):
+        sample["valid"][:2] = False
+        return sample
+
+    dataset = em.BlockDataset([(places["fine"], 1)], shape=12, length=8, transform=without_first)
+    (batch,) = em.BlockStream(dataset, batch_size=8)
+    assert not batch["valid"][:, :2].any()
+    assert batch["valid"][:, 2:].all()
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+def test_a_transform_may_keep_what_it_gives(torch, places, prefetch):
+    """It writes into a buffer of its own, sample by sample, which holds another batch when this one is used."""
+    ring = np.zeros((4, 12, 12, 12), "uint8")
+
+    def into_ring(sample):
+        row = ring[sample["info"]["index"] % 4]
+        row[...] = sample["data"]
+        return {**sample, "data": row}
+
+    plain = em.BlockDataset([(places["fine"], 1)], shape=12, length=24, seed=3)
+    ringed = em.BlockDataset([(places["fine"], 1)], shape=12, length=24, seed=3, transform=into_ring)
+    expected = [batch["data"].numpy().copy() for batch in em.BlockStream(plain, batch_size=4)]
+    found = [batch["data"] for batch in em.BlockStream(ringed, batch_size=4, prefetch=prefetch)]
+    assert all((np.asarray(a) == b).all() for a, b in zip(found, expected, strict=True))
+
+
+def test_what_a_transform_kept_is_not_the_trainers(torch, places):
+    """Who mixes samples keeps one; the trainer works on its batch in place."""
+    kept = []
+
+    def keeping(sample):
+        kept.append((sample["data"], sample["data"].copy()))
+        return sample
+
+    dataset = em.BlockDataset([(places["fine"], 1)], shape=12, length=24, transform=keeping)
+    for batch in em.BlockStream(dataset, batch_size=4):
+        batch["data"].zero_()
+    assert all((sample == before).all() for sample, before in kept)
+
+
+def test_masks_of_several_shapes_are_no_batch(torch, places):
+    def cut(sample):
+        return {**sample, "valid": sample["valid"][: 3 + sample["info"]["index"] % 2]}
+
+    dataset = em.BlockDataset([(places["fine"], 1)], shape=12, length=4, transform=cut)
+    with pytest.raises(Mismatch, match="valid is of several shapes"):
+        list(em.BlockStream(dataset, batch_size=4))
 
 
 def test_few_slots_are_kept(torch):
@@ -841,11 +946,12 @@ print([info["start"] for batch in batches for info in batch["info"]])
 
 
 def test_a_batch_is_not_copied(fine):
-    """Blocks of one volume are read into one array, which becomes the batch."""
+    """Blocks of one volume are read into one array, which becomes the batch; unless somebody else may have them."""
     fine._has_torch = False
     samples = fine._read(7, 0, range(6))
-    batch = collate(samples)
+    batch = joined(samples)
     assert np.shares_memory(batch["data"], samples[3]["data"])
     assert batch["data"].shape == (6, 12, 12, 12)
-    assert not np.shares_memory(collate(samples[::-1])["data"], samples[0]["data"])
-    assert (collate(samples[::-1])["data"] == batch["data"][::-1]).all()
+    assert not np.shares_memory(collate(samples)["data"], samples[0]["data"])
+    assert not np.shares_memory(joined(samples[::-1])["data"], samples[0]["data"])
+    assert (joined(samples[::-1])["data"] == batch["data"][::-1]).all()

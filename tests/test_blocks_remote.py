@@ -5,7 +5,9 @@ import ipaddress
 import itertools
 import multiprocessing
 import re
+import socketserver
 import ssl
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -17,6 +19,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.storage import LocalStore
 
 from em_assets.blocks import _plain_http, _remote, _remote_process, _signed_s3
 from em_assets.blocks._plain_http import Connections, NotPlain
@@ -78,7 +81,7 @@ def sharded(location="end", *inner):
 
 def write(folder, volume, *, zarr_format=3, **options):
     array = zarr.create(
-        store=str(folder),
+        store=LocalStore(folder),  # of a string, newer ones take `?` and `#` for those of an address
         shape=volume.shape,
         dtype=volume.dtype,
         zarr_format=zarr_format,
@@ -597,6 +600,27 @@ def test_a_connection_closed_while_idle_is_replaced():
         for _ in range(3):
             assert plainly(connections, server.url) == b"0123456789"
         assert len(server.requests) == 3
+
+
+def test_what_comes_unasked_is_no_reply():
+    """A server sends a second reply behind each that was asked for, on a connection that it keeps."""
+
+    class Talkative(socketserver.StreamRequestHandler):
+        def handle(self):
+            while line := self.rfile.readline():
+                if line == b"\r\n":
+                    self.wfile.write(raw())
+                    time.sleep(0.01)
+                    self.wfile.write(raw(body=b"unasked-fo"))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Talkative) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with contextlib.closing(Connections()) as connections:
+            for _ in range(5):
+                assert plainly(connections, f"http://127.0.0.1:{server.server_address[1]}/") == b"0123456789"
+                time.sleep(0.1)
+        server.shutdown()
 
 
 def test_connections_are_kept(tmp_path, server, monkeypatch):

@@ -167,6 +167,9 @@ def test_a_place_is_the_same_at_every_level(ramp):
         ({"start": (0, 0, 0), "shape": 4, "resample": True}, "takes voxel_size_nm"),
         ({"start": (0, 0, 0), "shape": 4, "dtype": "int8", "normalize": (0, 1)}, "does not hold"),
         ({"start": (0, 0, 0), "shape": 4, "normalize": (5, 5)}, "cannot become 0 and 1"),
+        ({"start": (0, 0, 0), "shape": 4, "level": 1.0}, "expected a whole number"),
+        ({"start": (0, 0, 0), "shape": 4, "fill": "a"}, "expected a number"),
+        ({"start": (-1, 0, 0), "shape": 4, "pad": "constant", "fill": 1e300, "dtype": "float32"}, "does not hold"),
         ({"start": (0, 0, 0), "shape": 4, "normalize": "max"}, "normalize is 'max'"),
         ({"start": (0, 0, 0), "shape": 4, "normalize": (1,)}, "normalize is"),
         ({"start": (0, 0, 0), "shape": 4, "dtype": "uint8"}, "does not hold"),
@@ -212,6 +215,22 @@ def test_a_digest_tells_blocks_apart(ramp):
         em.Block(block.data, np.ones(block.data.shape, bool), block.box, block.box_nm, 0, block.voxel_size_nm, "x"),
     ]
     assert len({block.digest, *(other.digest for other in others)}) == 5
+
+
+@pytest.mark.parametrize("made", [tuple, list, np.array, "tensor"], ids=["tuple", "list", "array", "tensor"])
+def test_places_in_any_sequence(ramp, made):
+    """As they come out of a data frame, a query or a network: the same blocks."""
+    if made == "tensor":
+        made = pytest.importorskip("torch", reason="torch is not installed (the extra `ml`)").tensor
+    starts = [(1, 2, 3), (4, 5, 6)]
+    expected = [ramp.read(start, shape=4) for start in starts]
+    (batch,) = ramp.read_many(made(starts), shape=4)
+    assert [block.digest for block in batch] == [block.digest for block in expected]
+    assert ramp.read(made(starts[1]), shape=4).digest == expected[1].digest
+    centers = [tuple(np.add(block.box_nm.start, block.box_nm.stop) / 2) for block in expected]
+    (batch,) = ramp.read_many(centers_nm=made(centers), shape=4)
+    assert [block.digest for block in batch] == [block.digest for block in expected]
+    assert ramp.read(center_nm=made(centers[0]), shape=made((4, 4, 4))).digest == expected[0].digest
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint64", "float32"])

@@ -590,6 +590,8 @@ MALFORMED = {
     "a dtype that loses": "start=0,0,0&dtype=uint8&shape=8",
     "a fill that does not fit": "start=0,0,0&fill=100000&pad=constant&shape=8",
     "a fill between voxels": "start=0,0,0&fill=0.5&pad=constant&shape=8",
+    "a fill beyond any float": "start=-8,0,0&fill=1e300&pad=constant&dtype=float32&shape=8",
+    "a fill beyond what is normalized": "start=-8,0,0&fill=1e300&pad=constant&normalize=0,1&shape=8",
     "unknown normalization": "start=0,0,0&normalize=magic&shape=8",
     "limits in the wrong order": "start=0,0,0&normalize=5,1&shape=8",
     "unknown format": "start=0,0,0&format=tiff&shape=8",
@@ -760,13 +762,13 @@ def test_a_client_that_does_not_listen_gives_up_its_place(stored):
         deaf.close()
 
 
-@pytest.mark.parametrize("path", ["/data/cell.ome.zarr/big", f"{BLOCK}?start=-90,-90,-90&shape=255&pad=constant"])
+@pytest.mark.parametrize("path", ["/data/cell.ome.zarr/big", f"{BLOCK}?start=-90,-90,-90&shape=170&pad=constant"])
 def test_a_client_that_does_not_listen_is_cut_off(stored, path):
     """Its connection is reset, though it reads nothing and does not go by itself; what it was to get is let go."""
     big = Path(stored.root) / "cell/volume.ome.zarr/big"
-    big.write_bytes(bytes(32 * 2**20))
+    big.write_bytes(bytes(10 * 2**20))
     try:
-        with serving(stored, Limits(seconds=0.5)) as port, socket.socket() as deaf:
+        with serving(stored, Limits(seconds=1)) as port, socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.connect(("127.0.0.1", port))
             deaf.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -964,7 +966,6 @@ def test_the_volumes_are_served_and_nothing_beside_them(port, stored):
         "/data/cell.ome.zarr/../metadata.json",
         "/data/cell.ome.zarr/%2e%2e/metadata.json",
         "/data/cell.ome.zarr/..%2fmetadata.json",
-        "/data/cell/metadata.json",
         "/data/cell/volumes/../metadata.json",
         "/data/half.ome.zarr/zarr.json",
         "/data/../cell/metadata.json",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import select
 import socket
 import ssl
 import struct
@@ -105,7 +106,7 @@ class Connections:
                 is_new = True
             else:
                 is_new = False
-                if time.monotonic() - connection.idle_since > IDLE_SECONDS:
+                if time.monotonic() - connection.idle_since > IDLE_SECONDS or connection.has_more:
                     connection.close()
                     continue
             try:
@@ -273,6 +274,13 @@ class _Connection:
                 raise NotPlain(f"its headers did not come within {settings.read_seconds:g} s")
             filled += self.receive(view[filled : filled + HEAD_BYTES])
         return Answer(self, idle, settings, _parsed(bytes(view[:end])), view[end + 4 : filled])
+
+    @property
+    def has_more(self) -> bool:
+        """While it is idle: the server closed it, or sent more than it had announced, which belongs to no request."""
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        return bool(waiting.poll(0))
 
     def receive(self, room: memoryview, *, is_all_wanted: bool = False) -> int:
         """How many bytes came: at least 1. If all are wanted, the system waits for them, not the interpreter."""

@@ -2,9 +2,10 @@
 
 torch shares each batch in fresh memory, of which the system clears every page: measured on a virtual machine, 64 MB
 take 90 ms of a core in fresh pages and 11 ms in pages that were used before; reading and decoding them takes 140 ms. So
-a worker keeps its memory in slots. A slot's first byte tells whether the parent still uses it: it is set when the
-tensor is sent, and cleared in the parent when the last tensor on it is gone. A worker takes a free slot or makes one:
-there are as many as are in use at once. Where there are no anonymous files (only Linux has them), torch's way is taken.
+a worker keeps its memory in slots, and reads into them what it will send. A slot's first byte tells whether the parent
+still uses it: it is set when the tensor is sent, and cleared in the parent when the last tensor on it is gone. A worker
+takes a free slot or makes one: there are as many as are in use at once. Tensors that are not a slot's array, and all of
+it, are sent in torch's way; all are where there are no anonymous files (only Linux has them).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import math
 import mmap
 import os
+import resource
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,7 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from em_assets.blocks._memory import LARGE_BYTES
-from em_assets.blocks._samples import as_tensor, is_one_value
+from em_assets.blocks._samples import as_tensor
+from em_assets.errors import Unavailable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,23 +42,40 @@ SPARE_SLOTS = 4
 """So many free ones are kept; more were in use only while somebody collected batches."""
 
 
+_slots_by_address: weakref.WeakValueDictionary[int, Slot] = weakref.WeakValueDictionary()
+"""Where their arrays begin in this process."""
+
+
 class Slot:
     """Memory of this worker, for one array at a time."""
 
     def __init__(self, size_bytes: int) -> None:
-        self.file = os.memfd_create("em_assets-batch")
-        os.ftruncate(self.file, HEADER_BYTES + size_bytes)
-        self.memory = mmap.mmap(self.file, HEADER_BYTES + size_bytes)
-        self.size_bytes = size_bytes
+        """Raises Unavailable if this process may open no more files."""
+        try:
+            self.file = os.memfd_create("em_assets-batch")
+            os.ftruncate(self.file, HEADER_BYTES + size_bytes)
+            self.memory = mmap.mmap(self.file, HEADER_BYTES + size_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            raise Unavailable(
+                f"a DataLoader's worker has no memory for the next batch, because each that is in use takes two of "
+                f"the {limit} files that a process may have open; keep copies (`batch['data'].clone()`), or allow more "
+                "with `ulimit -n`."
+            ) from None
+        self.size_bytes, self.process = size_bytes, os.getpid()
+        _slots_by_address[_array_in(self.memory, (0,), np.dtype(np.uint8)).ctypes.data] = self
         self._array: weakref.ref[NDArray[Any]] | None = None
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when the process ends, `os` may be gone
-        close(self.file)
+        if hasattr(self, "file"):
+            close(self.file)
 
     @property
     def is_free(self) -> bool:
         """Neither the parent has a tensor on it, nor this process."""
-        return self.memory[SENT] == 0 and (self._array is None or self._array() is None)
+        return self.memory[SENT] == 0 and self.lent is None
 
     def array(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Uninitialized. The slot is not free while it, or a view of it, is in use."""
@@ -63,9 +83,14 @@ class Slot:
         self._array = weakref.ref(array)
         return array
 
+    @property
+    def lent(self) -> NDArray[Any] | None:
+        """What `array` gave last, if it is still in use."""
+        return None if self._array is None else self._array()
+
     def holds(self, array: NDArray[Any]) -> bool:
         """Whether `array` is what `self.array` gave, and not only a part of it."""
-        return self._array is not None and self._array() is array
+        return self.lent is array
 
     def handle(self) -> _Handle:
         """By which the parent maps it: handing over a file takes a connection, which costs a millisecond of both."""
@@ -124,23 +149,17 @@ class Slots:
             return self._free(math.prod(shape) * dtype.itemsize).array(shape, dtype)
 
     def tensor(self, array: NDArray[Any]) -> Any:
-        """The array as a tensor that is sent in shared memory, or, where it is one value everywhere, as that."""
-        is_small = array.nbytes < SMALLEST_BYTES
-        if is_small or is_one_value(array):
-            tensor = as_tensor(array)
-            return tensor if is_small else tensor.as_subclass(_sendable_type())
-        slot = self._of(array)
-        if slot is None:
+        """The array as a tensor that is sent in shared memory."""
+        _send_by_slots()
+        if array.nbytes >= SMALLEST_BYTES and not self._is_in_one(array):
             copy = self.empty(array.shape, array.dtype)
             np.copyto(copy, array)
-            slot, array = self._of(copy), copy
-        sendable = as_tensor(array).as_subclass(_sendable_type())
-        sendable.slot = slot
-        return sendable
+            array = copy
+        return as_tensor(array)
 
-    def _of(self, array: NDArray[Any]) -> Slot | None:
+    def _is_in_one(self, array: NDArray[Any]) -> bool:
         with self._lock:
-            return next((slot for slot in self._slots if slot.holds(array)), None)
+            return any(slot.holds(array) for slot in self._slots)
 
     def _free(self, size_bytes: int) -> Slot:
         free = [slot for slot in self._slots if slot.is_free]
@@ -168,32 +187,35 @@ def _slots_of(_process: int) -> Slots:
 
 
 @cache
-def _sendable_type() -> Any:
-    """A tensor that is sent by its `slot`. What is computed from one has none, and is sent in torch's way."""
+def _send_by_slots() -> None:
+    """From now on tensors that are what a slot of this process holds are sent as that, all others in torch's way."""
     import torch
 
-    sendable = type("Sendable", (torch.Tensor,), {})
-    ForkingPickler.register(sendable, _reduced)
-    return sendable
+    # loaded first, because it registers its own way
+    in_torchs_way = import_module("torch.multiprocessing.reductions").reduce_tensor
+
+    def reduced(tensor: Any) -> Any:
+        slot = None if tensor.requires_grad or tensor.is_cuda else _slot_at(tensor)
+        if slot is None:
+            return in_torchs_way(tensor)
+        message = _received, (slot.handle(), tuple(tensor.shape), tensor.numpy().dtype.str)
+        slot.memory[SENT] = 1
+        return message
+
+    ForkingPickler.register(torch.Tensor, reduced)
 
 
-def _reduced(tensor: Any) -> Any:
-    """How a tensor is sent: its slot, if it still is what the slot holds."""
+def _slot_at(tensor: Any) -> Slot | None:
+    """The slot whose array the tensor is, all of it, unless it was sent before."""
     import torch
 
-    slot: Slot | None = getattr(tensor, "slot", None)
-    plain = tensor.as_subclass(torch.Tensor)
-    if not any(plain.stride()) and plain.numel() and not plain.requires_grad:
-        return _filled, (tuple(plain.shape), plain.flatten()[0].numpy())
-    if slot is None or slot.memory[SENT] or not _is_all_of(plain, slot):
-        return import_module("torch.multiprocessing.reductions").reduce_tensor(plain)
-    slot.memory[SENT] = 1
-    return _received, (slot.handle(), tuple(plain.shape), plain.numpy().dtype.str)
-
-
-def _is_all_of(plain: Any, slot: Slot) -> bool:
-    begin = np.frombuffer(slot.memory, np.uint8, 1, HEADER_BYTES).ctypes.data
-    return bool(plain.is_contiguous() and plain.data_ptr() == begin)
+    is_plain = tensor.layout == torch.strided and tensor.is_contiguous()
+    slot = _slots_by_address.get(tensor.data_ptr()) if is_plain else None
+    if slot is None or slot.process != os.getpid() or slot.memory[SENT]:
+        return None
+    array = slot.lent
+    is_same = array is not None and str(tensor.dtype).removeprefix("torch.") == array.dtype.name
+    return slot if is_same and array is not None and tensor.nbytes == array.nbytes else None
 
 
 def _received(handle: _Handle, shape: tuple[int, ...], dtype: str) -> Any:
@@ -204,13 +226,6 @@ def _received(handle: _Handle, shape: tuple[int, ...], dtype: str) -> Any:
     array = _array_in(memory, shape, np.dtype(dtype))
     weakref.finalize(array, _give_back, memory, os.getpid()).atexit = False
     return torch.from_numpy(array)
-
-
-def _filled(shape: tuple[int, ...], value: NDArray[Any]) -> Any:
-    """A tensor of one value, which takes the memory of one."""
-    import torch
-
-    return torch.from_numpy(value).expand(shape)
 
 
 def _give_back(memory: mmap.mmap, process: int) -> None:

@@ -117,6 +117,10 @@ def place_of(volume: Volume, value: Sequence[float]) -> Nm3:
 
 
 def level_of(volume: Volume, number: int) -> Level:
+    try:
+        number = operator.index(number)
+    except TypeError:
+        raise Mismatch(f"{volume.name}: the level is {number!r}, expected a whole number.") from None
     if not 0 <= number < len(volume.levels):
         raise Mismatch(f"{volume.name} has the levels 0 to {len(volume.levels) - 1}, not {number}; choose one of them.")
     return volume.levels[number]
@@ -172,7 +176,7 @@ def box_of(
     if center_nm is not None:
         return Box.from_shape(shape, at=grid.start_around(place_of(volume, center_nm), shape))
     try:
-        at = zyx(list(start or ()))
+        at = zyx(list(start))  # type: ignore[arg-type]  # one of them is given
     except (TypeError, ValueError):
         raise Mismatch(f"{volume.name}: the start is {start}, expected three whole numbers (z, y, x).") from None
     return Box.from_shape(shape, at=at)
@@ -194,11 +198,17 @@ def _is_pair(values: object) -> bool:
 
 
 def _require_held(volume: Volume, dtype: np.dtype[Any], fill: float) -> None:
-    """Whether a block's type has this value: numpy would wrap it around or cut it."""
-    if dtype.kind in "iu":
+    """Whether a block's type has this value: numpy would wrap it around, cut it, or make it infinite."""
+    if not isinstance(fill, Real):
+        raise Mismatch(f"{volume.name}: fill is {fill!r}, expected a number.")
+    value = float(fill)
+    if dtype.kind == "f":
+        is_held = not math.isfinite(value) or abs(value) <= float(np.finfo(dtype).max)
+    else:
         limits = np.iinfo(dtype)
-        if not (math.isfinite(fill) and limits.min <= fill <= limits.max and float(fill).is_integer()):
-            raise Mismatch(f"{volume.name}: {dtype} does not hold fill={fill:g}; give a value it holds.")
+        is_held = math.isfinite(value) and limits.min <= fill <= limits.max and value.is_integer()
+    if not is_held:
+        raise Mismatch(f"{volume.name}: {dtype} does not hold fill={value:g}; give a value it holds.")
 
 
 def _dtype(volume: Volume, asked: Any, found: np.dtype[Any]) -> np.dtype[Any]:

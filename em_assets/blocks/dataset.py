@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from em_assets.blocks import _memory, _slots
-from em_assets.blocks._samples import Sample, Transform, as_tensor, collate, everywhere
+from em_assets.blocks._samples import Sample, Transform, as_tensor, collate, everywhere, joined, own
 from em_assets.blocks._selection import LeftOut, Wish, read_frame, select
 from em_assets.blocks._shared import SharedState
 from em_assets.blocks.sampling import Crops, Place, Plan, SamplerState, Source, hardly_whole, random_bits
@@ -186,7 +186,7 @@ class BlockDataset:
     def __getitems__(self, numbers: Sequence[int]) -> list[Sample]:
         """Several samples, read together; a `DataLoader` asks so for a batch."""
         state = self._shared.get()
-        return [self._as_tensors(sample) for sample in self._read(state.seed, state.epoch, numbers)]
+        return [self._as_tensors(own(sample)) for sample in self._read(state.seed, state.epoch, numbers)]
 
     @property
     def types(self) -> set[str]:
@@ -209,7 +209,9 @@ class BlockDataset:
         slots = _slots.slots_of_this_process() if in_worker and self._has_torch and _slots.are_possible() else None
         if slots is not None:
             _memory.take_from(slots.empty)
-        collated = collate(self._read(state.seed, state.epoch, numbers))
+        # a transform may keep what it was given, and give what it keeps
+        join = joined if self._transform is None else collate
+        collated = own(join(self._read(state.seed, state.epoch, numbers)))
         if slots is not None:
             arrays = {key: value for key, value in collated.items() if isinstance(value, np.ndarray)}
             collated |= {key: slots.tensor(array) for key, array in arrays.items()}
@@ -223,7 +225,7 @@ class BlockDataset:
         for n, (place, block) in zip(numbers, self._drawn(seed, epoch, numbers), strict=True):
             about = {"epoch": epoch, "index": int(n), "seed": random_bits("augment", seed, epoch, int(n)) >> 65}
             sample = self._sample(block, {**self._described(place), **_where(block), **about})
-            samples.append(sample if self._transform is None else self._transform(sample))
+            samples.append(sample if self._transform is None else self._transform(own(sample)))
         return samples
 
     def _drawn(self, seed: int, epoch: int, numbers: Sequence[int]) -> list[tuple[Place, Block]]:

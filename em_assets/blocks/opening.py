@@ -1,52 +1,67 @@
 """`em.open`: from a name, a path or an address to a `Volume`.
 
 A dataset's name means its standardized volume in the store (or a staged copy of it that is faster to read); if it is
-not downloaded, its publisher, through the cache. Everything else is a Zarr or N5 volume where it lies.
+not downloaded, its publisher, through the cache. A path or address of such a volume in any store means the same,
+because only the record and the coverage beside it say which voxels are real. Everything else is a Zarr or N5 volume
+where it lies.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
+from pydantic import ValidationError
 
-from em_assets.blocks._local import LocalChunks
-from em_assets.blocks.engine import ChunkEngine, Engine
-from em_assets.blocks.geometry import BoxNm, Grid, nm3
-from em_assets.blocks.volume import Content, Description, Level, Opened, Volume
+from em_assets.blocks._backings import (
+    PlacedVolume,
+    Refused,
+    ServedVolume,
+    StoredVolume,
+    content_of,
+    description,
+    is_in_s3,
+    is_refusal,
+    open_reader,
+    open_reader_in_s3,
+    require_endpoint,
+    s3_is_set,
+)
+from em_assets.blocks._web_store import WebStore
+from em_assets.blocks.volume import Volume
 from em_assets.datasets.fields import NAME_PATTERN
 from em_assets.datasets.loading import load_sound_specs
-from em_assets.errors import Mismatch, Unavailable, Unsupported
-from em_assets.records import DatasetFolder, DatasetRecord
+from em_assets.errors import Malformed, Mismatch, Unavailable
+from em_assets.records import VOLUME, DatasetFolder, DatasetRecord
 from em_assets.settings import Settings, read_settings
-from em_assets.store import LocalStore, open_store
-from em_assets.volume import Box
+from em_assets.store import open_store
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from em_assets.formats._chunked import ChunkedReader
-    from em_assets.standardize.intensity import Intensity
-    from em_assets.standardize.presence import Presence
 
-_NAME = re.compile(rf"({NAME_PATTERN.strip('^$')})(?:/({NAME_PATTERN.strip('^$')}))?")
-LABELS_TYPE = "nearest"
-"""The multiscale's `type` of volumes whose coarser levels are voxels of the finer ones. Their translations are all that
-of the first voxel's centre, and not, as equal ones of a pyramid of means, that of a corner."""
+_ONE_NAME = NAME_PATTERN.strip("^$")
+_NAME = re.compile(rf"({_ONE_NAME})(?:/({_ONE_NAME}))?")
+_OURS = re.compile(
+    rf"(?P<root>\w+://[^/?#]+(?:/[^?#]*?)??|(?!\w+://).*?)/(?P<name>{_ONE_NAME})"
+    rf"(?:(?P<served>\.ome\.zarr)|(?:/staged)?/(?:{re.escape(VOLUME)}|volumes/(?P<sub>{_ONE_NAME})\.ome\.zarr))?/*"
+)
+"""A dataset's folder (`records.DatasetFolder`), a volume in it or its staged copy, or what `em-assets serve` makes of
+it. The longest that fits: `a/volume.ome.zarr` is of the dataset `a`."""
+RECORD_FIELDS = (b'"source_id"', b'"volume_shape"', b'"voxel_size_nm"')
+"""Near its beginning: a record is known by them even if it was cut."""
 
 
 def open(location: str | os.PathLike[str], *, settings: Settings | None = None) -> Volume:  # noqa: A001  # em.open
     """The volume at `location`: `hemibrain_crop`, `jrc_mus_nacc_2/nuc`, a folder, `s3://...`, `https://...`.
 
-    A dataset that is not downloaded is read from its publisher. Raises Unavailable if nothing is there, Unsupported
-    for what cannot be read in blocks, Malformed for what is damaged.
+    A dataset that is not downloaded is read from its publisher. What lies in S3 is read with the S3 settings
+    (`AWS_ENDPOINT_URL`, keys, ...), and without any, or where S3 refuses them or has no such bucket, at its public
+    address. Raises Unavailable if nothing is there, Unsupported for what cannot be read in blocks, Malformed for what
+    is damaged.
     """
     settings = settings or read_settings()
     text = os.fspath(location)
@@ -57,29 +72,12 @@ def open(location: str | os.PathLike[str], *, settings: Settings | None = None) 
             return found
     if "://" not in text and not Path(text).exists():
         raise Unavailable(f"there is neither a dataset nor a folder {text!r}; `em-assets list` shows the datasets.")
-    if "://" not in text:
-        found = _open_ours(Path(text).resolve(), settings)
-        if found is not None:
-            return found
-    return _open_place(text, settings)
-
-
-def _open_ours(path: Path, settings: Settings) -> Volume | None:
-    """A folder that is a dataset's volume in some store: only with its record and coverage is it known what is real."""
-    from em_assets.standardize.stage import STAGED
-
-    if STAGED in path.parts[-3:]:  # the copy that is read anyway
-        path = Path(*(part for part in path.parts if part != STAGED))
-    sub = path.name.removesuffix(".ome.zarr") if path.parent.name == "volumes" else None
-    dataset = path.parent.parent if sub is not None else path.parent
-    is_named = re.fullmatch(NAME_PATTERN, dataset.name) and (sub is None or re.fullmatch(NAME_PATTERN, sub))
-    folder = DatasetFolder(LocalStore(dataset.parent), dataset.name, sub)
-    if not is_named or dataset / folder.volume != path or folder.read_record() is None:
-        return None
-    record = folder.read_record()
-    if record is not None and record.visible_status != "complete":
-        raise Unavailable(f"{path}: {dataset.name} is {record.visible_status}; finish it, then read it.")
-    return _open_dataset(dataset.name, sub, settings.model_copy(update={"root": str(dataset.parent)}))
+    if not is_in_s3(text) or not s3_is_set(settings):
+        return _open_ours(text, settings) or _open_place(text, settings)
+    try:
+        return _open_in_s3(text, settings)
+    except Refused as refusal:
+        return _open_refused(text, settings, refusal)
 
 
 def _open_dataset(name: str, sub: str | None, settings: Settings) -> Volume | None:
@@ -87,11 +85,9 @@ def _open_dataset(name: str, sub: str | None, settings: Settings) -> Volume | No
     folder = DatasetFolder(open_store(settings.root), name, sub)
     record = folder.read_record()
     if record is not None and record.visible_status == "complete" and "volume" in record.local_paths:
-        if sub is not None and sub not in record.volumes:
-            volumes = ", ".join(f"{name}/{other}" for other in record.volumes) or "none"
-            raise Mismatch(f"{name} has no volume {sub!r}; its further volumes: {volumes}.")
-        backing = StoredVolume(settings, name, sub)
-        return Volume(backing.describe(record), backing)
+        _require_volume(record, name, sub)
+        backing = StoredVolume(settings, name, sub, record.sha256)
+        return Volume(backing.describe(record, folder.title), backing)
     specs, wrong = load_sound_specs(settings.dataset_folders())
     if name in wrong:
         raise wrong[name]
@@ -104,288 +100,178 @@ def _open_dataset(name: str, sub: str | None, settings: Settings) -> Volume | No
     return published_volume(specs[name], sub, settings)
 
 
-# A dataset in the store
+def _require_volume(record: DatasetRecord, name: str, sub: str | None) -> None:
+    if sub is not None and sub not in record.volumes:
+        volumes = ", ".join(f"{name}/{other}" for other in record.volumes) or "none"
+        raise Mismatch(f"{name} has no volume {sub!r}; its further volumes: {volumes}.")
 
 
-@dataclass(frozen=True)
-class StoredVolume:
-    """A volume of a complete dataset: a `Backing`."""
+# A dataset of some store, by its path or address
 
-    settings: Settings
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A path or address that looks like one of a dataset's volume in a store."""
+
+    address: str
+    root: str
+    """Of the store, and so of the documents beside the volume."""
     name: str
     sub: str | None
+    is_served: bool
+    """`NAME.ome.zarr` beside the documents, as `em-assets serve` has it."""
+
+    @classmethod
+    def of(cls, address: str) -> _Place | None:
+        match = _OURS.fullmatch(address)
+        if match is None:
+            return None
+        return cls(address, match["root"] or "/", match["name"], match["sub"], match["served"] is not None)
+
+    @property
+    def scheme(self) -> str:
+        return self.root.partition("://")[0] if "://" in self.root else "file"
+
+    @property
+    def has_odd_parts(self) -> bool:
+        """Which no store's root has, but other people's keys may."""
+        return any(part in ("", ".", "..") for part in self.root.partition("://")[2].split("/")[1:])
 
     @property
     def folder(self) -> DatasetFolder:
-        return DatasetFolder(open_store(self.settings.root), self.name, self.sub)
-
-    def describe(self, record: DatasetRecord) -> Description:
-        summary = record.volumes[self.sub] if self.sub is not None else None
-        reader = self._reader()
-        content = summary.content if summary is not None else _content(reader)
-        title = self.folder.title
-        return _description(title, title, reader, content, is_ours=True)
-
-    def open(self) -> Opened:
-        from em_assets.blocks.coverage import read_missing
-
-        reader, folder = self._reader(), self.folder
-        presence = _presence(reader, read_missing(folder))
-        return OpenedZarr(reader, self.settings, presence, is_ours=True, current=Current(folder))
-
-    def intensity(self) -> Intensity | None:
-        from em_assets.standardize.intensity import read_intensities
-
-        return read_intensities(self.folder).get(self.sub or "")
-
-    def points(self, name: str) -> pa.Table:
-        from em_assets.sources.points import read_stored_points
-
-        return read_stored_points(self.folder, name)
-
-    def neuroglancer_url(self, box_nm: BoxNm, client_url: str | None) -> str:
-        from em_assets.neuroglancer import block_state, hosted_url, neuroglancer_url, read_picture
-
-        folder = self.folder
-        if client_url is not None:
-            address = client_url.rstrip("/")
-            path = f"{self.name}.ome.zarr" if self.sub is None else f"{self.name}/{folder.volume}"
-            picture = read_picture(folder, f"zarr3://{address}/data/{path}/")
-            return neuroglancer_url(f"{address}/v/{self.name}/", block_state(picture, box_nm))
-        spec = load_sound_specs(self.settings.dataset_folders())[0].get(self.name)
-        found = None if spec is None else hosted_url(spec, folder.read_record(), box_nm)
-        if found is None:
-            raise Unsupported(
-                f"{folder.title} has no published volume that a browser reads; look at the stored one with "
-                f"`em-assets view {folder.title} --at ...`, or give the address of an `em-assets serve`."
-            )
-        return found
-
-    def _reader(self) -> ChunkedReader:
-        from em_assets.fetch.client import FolderClient, StoreClient, folder_url
-        from em_assets.formats.zarr import open_zarr
-
-        folder = self.folder
-        local = folder.store.local_path(folder.path(folder.volume))
-        if local is not None:
-            return open_zarr(folder_url(_staged(folder) or local), None, FolderClient(), self.settings)
-        return open_zarr(f"store:///{folder.path(folder.volume)}", None, StoreClient(folder.store), self.settings)
+        """In a folder or in S3."""
+        return DatasetFolder(open_store(self.root), self.name, self.sub)
 
 
-def _staged(folder: DatasetFolder) -> Path | None:
-    from em_assets.standardize.stage import staged_volume
+def _open_ours(text: str, settings: Settings) -> Volume | None:
+    """A dataset's volume in some store: only with its record and coverage is it known what is real.
 
-    return staged_volume(folder)
-
-
-# Any Zarr or N5
-
-
-@dataclass(frozen=True)
-class PlacedVolume:
-    """A volume at a path or address: a `Backing`."""
-
-    location: str
-    settings: Settings
-
-    def open(self) -> Opened:
-        from em_assets.blocks.coverage import read_missing_file
-        from em_assets.standardize.stage import coverage_of_copy, is_staged_copy
-
-        reader, path = open_reader(self.location, self.settings), Path(self.location)
-        if "://" in self.location or not is_staged_copy(path):
-            return OpenedZarr(reader, self.settings, None, is_ours=False)
-        return OpenedZarr(
-            reader, self.settings, _presence(reader, read_missing_file(coverage_of_copy(path))), is_ours=True
-        )
-
-    def intensity(self) -> Intensity | None:
+    None for any other. Raises Unavailable if the dataset is not complete, Malformed if its record cannot be read.
+    """
+    place = _Place.of(_address(text))
+    if place is None:
         return None
+    if place.scheme in ("http", "https"):
+        return _open_served(place, settings)
+    if place.is_served or place.has_odd_parts:
+        return None
+    if place.scheme in ("s3", "gs"):
+        return _open_published(place, settings)
+    return _open_stored(place, settings, _readable_record(place.folder)) if place.scheme == "file" else None
 
-    def neuroglancer_url(self, box_nm: BoxNm, client_url: str | None) -> str:
-        from em_assets.neuroglancer import HOSTED_CLIENT, Picture, block_state, neuroglancer_url
 
-        if "://" not in self.location:
-            raise Unsupported(
-                f"{self.location} is a folder, which no browser reads; serve it, and open it by its address."
-            )
-        info = open_reader(self.location, self.settings).info
-        assert info.voxel_size_nm is not None  # else it had not been opened
-        source = self.location if self.location.startswith("n5://") else f"zarr://{self.location}"
-        state = block_state(Picture("volume", source, info.voxel_size_nm, None), box_nm)
-        return neuroglancer_url(f"{(client_url or HOSTED_CLIENT).rstrip('/')}/", state)
+def _address(text: str) -> str:
+    """Without what Neuroglancer writes before the address of a Zarr; of a folder its whole path."""
+    from em_assets.formats.opening import split_kind
+
+    stated, address = split_kind(text)
+    text = address if stated == "zarr" else text
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    return text if "://" in text else str(Path(text).resolve())
+
+
+def _open_in_s3(text: str, settings: Settings) -> Volume:
+    """With the S3 settings: a dataset's volume, or any other. Raises Refused where it may be public all the same."""
+    require_endpoint()
+    place = _Place.of(_address(text))
+    if place is not None and place.scheme == "s3" and not place.is_served and not place.has_odd_parts:
+        try:
+            record = _readable_record(place.folder)
+        except Unavailable as error:
+            if not is_refusal(error):
+                raise
+            record = None  # which buckets that nobody may list say of absent documents; the volume's own tell
+        stored = _open_stored(place, settings, record)
+        if stored is not None:
+            return stored
+    reader = open_reader_in_s3(text, settings)
+    return _placed(text, reader, PlacedVolume(text, settings, is_public=False))
+
+
+def _open_refused(text: str, settings: Settings, refusal: Refused) -> Volume:
+    """At the public address what S3 refused. Raises Unavailable naming both answers if it is not public either."""
+    from em_assets.fetch.replies import NotThere
+
+    try:
+        return _open_ours(text, settings) or _open_place(text, settings)
+    except (NotThere, Unavailable) as error:
+        raise Unavailable(f"{refusal} It is not public either: {error}") from error
+
+
+def _open_stored(place: _Place, settings: Settings, record: DatasetRecord | None) -> Volume | None:
+    """In a folder or in S3, as if the store were the configured one. None without a record."""
+    if record is None:
+        return None
+    there = settings.model_copy(update={"root": place.root})
+    backing = StoredVolume(there, place.name, place.sub, record.sha256)
+    return Volume(backing.describe(record, place.address), backing)
+
+
+def _open_published(place: _Place, settings: Settings) -> Volume | None:
+    """In a bucket that everybody may read, at the address where `formats.open_volume` reads it, too."""
+    from em_assets.fetch.s3 import https_url
+
+    public = _Place.of(https_url(place.address.rstrip("/")))
+    return None if public is None else _open_served(public, settings)
+
+
+def _open_served(place: _Place, settings: Settings) -> Volume | None:
+    """On a web server."""
+    from em_assets.fetch.http import HttpClient
+
+    folder = DatasetFolder(WebStore(place.root, HttpClient(settings)), place.name, place.sub)
+    record = _readable_record(folder)
+    if record is None:
+        return None
+    url = folder.uri(folder.volume)
+    if place.is_served:
+        url = place.address.rstrip("/")
+        if not urlsplit(url).path.endswith(record.local_paths["volume"].rstrip("/")):
+            return None  # something else that lies beside a dataset of this name, such as an export
+    backing = ServedVolume(settings, place.name, place.sub, record.sha256, place.root, url)
+    return Volume(backing.describe(record, place.address), backing)
+
+
+def _readable_record(folder: DatasetFolder) -> DatasetRecord | None:
+    """The record of a dataset whose volume can be read; None if none is there: then it is no dataset of ours.
+
+    A web page, or another document of this name, is none. One that was damaged is an error, not absence.
+    """
+    try:
+        raw = folder.read("metadata.json")
+    except FileNotFoundError:
+        return None
+    if not all(field in raw for field in RECORD_FIELDS):
+        return None
+    where, name = folder.uri("metadata.json"), folder.name
+    try:
+        record = DatasetRecord.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Malformed(
+            f"{where} is no record that can be read ({'.'.join(map(str, first['loc']))}: {first['msg']}), so nobody "
+            "knows which voxels are real; it was damaged or written by another version: have it written again."
+        ) from None
+    if record.visible_status != "complete":
+        raise Unavailable(f"{folder.uri(folder.volume)}: {name} is {record.visible_status}; finish it, then read it.")
+    if "volume" not in record.local_paths:
+        raise Unavailable(
+            f"{folder.uri(folder.volume)}: only the publisher's files of {name} are kept; set `keep: both` in its spec "
+            f"and run `em-assets get {name}`."
+        )
+    _require_volume(record, name, folder.sub)
+    return record
+
+
+# Any other Zarr or N5
 
 
 def _open_place(text: str, settings: Settings) -> Volume:
     location = text if "://" in text else str(Path(text).absolute())
-    reader = open_reader(location, settings)
+    return _placed(location, open_reader(location, settings), PlacedVolume(location, settings))
+
+
+def _placed(location: str, reader: ChunkedReader, backing: PlacedVolume) -> Volume:
     name = unquote(urlsplit(location).path if "://" in location else location).rstrip("/").rpartition("/")[2]
-    return Volume(
-        _description(name, location, reader, _content(reader), is_ours=False), PlacedVolume(location, settings)
-    )
-
-
-def open_reader(location: str, settings: Settings) -> ChunkedReader:
-    """Level 0. Raises Unsupported for what is not a Zarr or N5 volume with one channel and a voxel size."""
-    from em_assets.formats import open_volume
-    from em_assets.formats._chunked import ChunkedReader
-
-    reader = open_volume(location, settings=settings)
-    if not isinstance(reader, ChunkedReader):
-        raise Unsupported(
-            f"{location} is read by voxels of chunks only where it is Zarr or N5; convert it, or add it as a dataset "
-            "(`em-assets add`)."
-        )
-    if reader.info.channels is not None:
-        raise Unsupported(f"{location} has {reader.info.channels} channels; blocks are read of volumes with one.")
-    return reader
-
-
-class Current:
-    """Whether a stored dataset is still the one that was opened: its record is looked at when its file has changed.
-
-    On S3 it is not looked at again, because that is a round trip for each block: objects are replaced whole there.
-    """
-
-    def __init__(self, folder: DatasetFolder) -> None:
-        self._folder = folder
-        self._file = folder.store.local_path(folder.path("metadata.json"))
-        self._seen = self._signature()
-        record = folder.read_record()
-        self._sha256 = None if record is None else record.sha256
-
-    def require(self) -> None:
-        """Raises Unavailable while it is being written, Mismatch if it has other voxels now."""
-        signature = self._signature()
-        if signature == self._seen:
-            return
-        record = self._folder.read_record()
-        name = self._folder.name
-        if record is None or record.visible_status != "complete":
-            status = "gone" if record is None else record.visible_status
-            raise Unavailable(f"{name} is {status} since it was opened; finish it with `em-assets get {name}`.")
-        if record.sha256 != self._sha256:
-            raise Mismatch(f"{name} has other voxels than when it was opened; open it again.")
-        self._seen = signature
-
-    def _signature(self) -> tuple[int, int] | None:
-        if self._file is None:
-            return None
-        try:
-            found = self._file.stat()
-        except FileNotFoundError:
-            return 0, 0
-        return found.st_ino, found.st_mtime_ns
-
-
-class OpenedZarr:
-    """The levels of a Zarr or N5 volume: an `Opened`."""
-
-    def __init__(
-        self,
-        reader: ChunkedReader,
-        settings: Settings,
-        presence: Presence | None,
-        *,
-        is_ours: bool,
-        current: Current | None = None,
-    ) -> None:
-        self._reader, self._settings, self._is_ours, self._current = reader, settings, is_ours, current
-        self.presence = presence
-        self._engines: dict[int, Engine] = {}
-
-    def require_current(self) -> None:
-        if self._current is not None:
-            self._current.require()
-
-    def engine(self, level: int) -> Engine:
-        if level not in self._engines:  # two threads may both make one; either serves
-            self._engines[level] = self._make(level)
-        return self._engines[level]
-
-    def _make(self, level: int) -> Engine:
-        at = _present(self._reader)[level]
-        reader = self._reader if at == self._reader.level else self._reader.at_level(self._reader.levels[at].path)
-        if reader.url.startswith("file://"):
-            folder = Path(unquote(urlsplit(reader.url).path))
-            return ChunkEngine(reader, LocalChunks(reader, folder, mapped=self._is_ours), self._settings.workers)
-        from em_assets.blocks._remote import RemoteChunks
-
-        return ChunkEngine(reader, RemoteChunks(reader, self._settings), self._settings.workers)
-
-
-def _presence(reader: ChunkedReader, missing: Sequence[Box]) -> Presence:
-    """Of a volume as we write it."""
-    from em_assets.standardize.ome import level_factors
-    from em_assets.standardize.presence import Presence
-
-    shapes = [_shape(level.shape) for level in reader.levels]
-    return Presence(shapes, level_factors(shapes), missing, _content(reader))
-
-
-def _present(reader: ChunkedReader) -> list[int]:
-    """The numbers of the levels that are there: some publishers list more."""
-    return [number for number, level in enumerate(reader.levels) if level.shape is not None]
-
-
-def _description(name: str, location: str, reader: ChunkedReader, content: Content, *, is_ours: bool) -> Description:
-    is_picked = reader.convention == "corner" and _pyramid_type(reader) == LABELS_TYPE
-    convention = "centre" if is_ours or is_picked else reader.convention
-    levels = []
-    for number, at in enumerate(_present(reader)):
-        info = (reader.at_level(reader.levels[at].path) if at != reader.level else reader).info
-        size = info.voxel_size_nm
-        if size is None:
-            raise Unsupported(
-                f"{location} does not state the size of its voxels, so no box of it has a place in space."
-            )
-        corner = info.corner_nm
-        if convention != reader.convention:
-            centre = reader.levels[at].translation_nm or (0.0, 0.0, 0.0)
-            corner = nm3([t - s / 2 for t, s in zip(centre, size, strict=True)])
-        levels.append(Level(number, Grid(info.shape, size, corner), info.chunk))
-    dtype = np.dtype(reader.info.dtype).newbyteorder("<")
-    return Description(name, location, tuple(levels), dtype, content, convention)
-
-
-def _content(reader: ChunkedReader) -> Content:
-    """Labels are integers whose multiscale says `nearest`, as we write it, or says `image-label` beside it, or that lie
-    in the group `labels` of an image.
-    """
-    if np.dtype(reader.info.dtype).kind not in "iu":
-        return "image"
-    *_, above, name = ["", "", *(part for part in reader.url.split("/") if not part.isdecimal())]
-    is_in_labels = above == "labels" and not name.endswith((".zarr", ".n5"))
-    is_labels = is_in_labels or _pyramid_type(reader) == LABELS_TYPE or _has_image_label(reader)
-    return "labels" if is_labels else "image"
-
-
-def _pyramid_type(reader: ChunkedReader) -> str | None:
-    """What the multiscale says of how its levels were made."""
-    from em_assets.formats._ome_multiscales import find_multiscales
-
-    for attributes in _attributes(reader):
-        found = find_multiscales(attributes)
-        if found is not None:
-            kind = found[0][0].get("type")
-            return kind if isinstance(kind, str) else None
-    return None
-
-
-def _has_image_label(reader: ChunkedReader) -> bool:
-    return any("image-label" in attributes.get("ome", attributes) for attributes in _attributes(reader))
-
-
-def _attributes(reader: ChunkedReader) -> Iterator[dict[str, Any]]:
-    for path, raw in reader.documents().items():
-        if path.endswith(("zarr.json", ".zattrs")):
-            document = json.loads(raw)
-            found = document.get("attributes") if path.endswith("zarr.json") else document
-            if isinstance(found, dict):
-                yield found
-
-
-def _shape(shape: Sequence[int] | None) -> tuple[int, int, int]:
-    assert shape is not None  # every level of ours is there
-    z, y, x = shape
-    return z, y, x
+    return Volume(description(name, location, reader, content_of(reader), is_ours=False), backing)

@@ -41,7 +41,9 @@ class BlockStream:
     Memory: a batch takes `batch_size` * voxels * (bytes of a voxel; 1 more for a mask, 1 to 9 more for labels). Beside
     the one in use there are `prefetch` of them without workers; with W workers W * (2 + the DataLoader's
     `prefetch_factor`), in shared memory that is used again (`_slots.py`) and is not taken from /dev/shm. While a batch
-    is read, its volumes' chunks are in work, too: one for each thread that decodes.
+    is read, its volumes' chunks are in work, too: one for each thread that decodes. Who keeps batches of workers for
+    long, or in a process that was forked meanwhile, keeps copies (`batch["data"].clone()`): each takes open files, and
+    memory is used again when the process that received it is done with it.
 
     Without workers a thread reads ahead, decoding on all cores, and nothing is sent between processes: that is the
     fastest way unless `transform` takes long.

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -278,12 +278,13 @@ class Volume:
             raise Mismatch(f"{self.name}: give either starts or centers_nm, not both or none.")
         if batch_size < 1:
             raise Mismatch(f"{self.name}: batch_size is {batch_size}, expected at least 1.")
+        places = cast("Iterable[Sequence[Any]]", centers_nm if starts is None else starts)
         boxes = (
-            (box_of(self, start, None, wanted, chosen.grid) for start in starts)
-            if starts is not None
-            else (box_of(self, None, center, wanted, chosen.grid) for center in centers_nm or ())
+            box_of(self, None, place, wanted, chosen.grid)
+            if starts is None
+            else box_of(self, place, None, wanted, chosen.grid)
+            for place in places
         )
-        places = starts if starts is not None else centers_nm
         is_one = isinstance(places, Sized) and len(places) <= batch_size
         return self._batches(boxes, wanted, chosen.number, options, batch_size, is_one=is_one)
 

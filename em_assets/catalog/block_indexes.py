@@ -87,6 +87,7 @@ def with_added(indexes: Sequence[BlockIndex], dataset: Row, found: FoundDataset)
                 "content": dataset.get("content") if index.volume is None else further[index.volume].content,
                 "dtype": dataset.get("dtype") if index.volume is None else further[index.volume].dtype,
                 "license": dataset.get("license"),
+                "licence": dataset.get("license"),
                 "publisher": dataset.get("source"),
             },
         )

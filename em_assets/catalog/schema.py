@@ -382,6 +382,7 @@ BLOCKS = Relation(
         Column("content", "VARCHAR", "image, or labels (each voxel's value names what it belongs to)."),
         Column("dtype", "VARCHAR", "Pixel type, as numpy calls it."),
         Column("license", "VARCHAR", "Licence of the dataset."),
+        Column("licence", "VARCHAR", "The same: a query may spell it either way."),
         Column("publisher", "VARCHAR", "Short name of the dataset's publisher."),
         Column("coverage", "DOUBLE", "Share (0 to 1) of its voxels that the publisher has; absence is not black."),
         Column("mean", "DOUBLE", "Mean intensity."),
@@ -404,7 +405,8 @@ BLOCKS = Relation(
         Column("features_method", "VARCHAR", "What computed them, with its version."),
     ),
 )
-OF_INDEX = tuple(column for column in BLOCKS.columns if column.name not in ("content", "dtype", "license", "publisher"))
+OF_DATASET = ("content", "dtype", "license", "licence", "publisher")
+OF_INDEX = tuple(column for column in BLOCKS.columns if column.name not in OF_DATASET)
 """Columns that each volume's own index has to bring; the others are the dataset's."""
 
 FILLED = (DATASETS, FILES, CHUNKS, LEVELS, STATEMENTS, CLAIMS, CHECKS, RUNS, DOCUMENTS, VOCABULARY)

@@ -52,9 +52,7 @@ def open_volume(location: str | Path, dataset: str | None = None, *, settings: S
     from em_assets.settings import read_settings
 
     settings = settings or read_settings()
-    prefix, _, rest = str(location).partition("://")
-    stated = STATED_KINDS.get(prefix)
-    text = rest if stated else str(location)
+    stated, text = split_kind(str(location))
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     if "\0" in f"{text}{dataset or ''}":
@@ -72,6 +70,21 @@ def open_volume(location: str | Path, dataset: str | None = None, *, settings: S
     from em_assets.formats.series import open_series
 
     return open_series(found, settings, dataset=dataset)
+
+
+def split_kind(location: str) -> tuple[FolderKind | None, str]:
+    """(what an address says it is, as Neuroglancer writes it, or None; the address itself)."""
+    prefix, _, rest = location.partition("://")
+    kind = STATED_KINDS.get(prefix)
+    return kind, rest if kind else location
+
+
+def open_at(
+    url: str, stated: FolderKind | None, dataset: str | None, client: Client, settings: Settings
+) -> VolumeReader:
+    """What the client gives at `url`: a folder by its documents, else a file. Raises as `open_volume` does."""
+    reader = _open_folder(url.rstrip("/"), stated, dataset, client, settings)
+    return reader or open_file(RemoteBytes(url, client), dataset, settings)
 
 
 def open_file(source: ByteSource, dataset: str | None, settings: Settings) -> VolumeReader:
@@ -163,9 +176,7 @@ def _open_remote(url: str, stated: FolderKind | None, dataset: str | None, setti
         url = https_url(url)
     elif scheme not in ("http", "https"):
         raise Unsupported(f"{scheme}:// addresses are not read; accepted are http, https, s3 and gs.")
-    client = HttpClient(settings)
-    reader = _open_folder(url.rstrip("/"), stated, dataset, client, settings)
-    return reader or open_file(RemoteBytes(url, client), dataset, settings)
+    return open_at(url, stated, dataset, HttpClient(settings), settings)
 
 
 def _open_local_folder(path: Path, stated: FolderKind | None, dataset: str | None, settings: Settings) -> VolumeReader:

@@ -2,7 +2,8 @@
 
 `app.py` has the addresses; `parameters.py` reads queries, `block.py` answers for blocks, `representation.py` knows
 HTTP's rules for parts and codings, `shelf.py` the volumes, `limits.py` what a request may cost, `metrics.py` counts,
-`connections.py` cuts off who does not listen, `openapi.py` documents; `pictures.py` is shared with `em-assets view`.
+`connections.py` cuts off who sends or takes too slowly, `openapi.py` documents; `pictures.py` is shared with
+`em-assets view`.
 Here: who is listened to, and when it ends.
 """
 
@@ -48,7 +49,7 @@ def serve(
 
     Requests under way are finished first. A `port` of 0 is a free one. `cors_origins` are those of pages elsewhere
     that may read answers (`*`: of any). Raises Unavailable if the port is taken, Unsupported if the extra `view` is
-    missing.
+    missing or the system does not allow as many open files as that many requests take.
     """
     require(SERVER_EXTRA, "the service", "read blocks in Python or with `em-assets read`")
     settings = settings or read_settings()
@@ -59,7 +60,9 @@ def serve(
     except Unsupported as error:
         client, missing = None, f"; no viewer: {error}"
     from em_assets.serve.app import build_app
+    from em_assets.serve.connections import allow_files
 
+    allow_files(limits)
     hosts = LOCAL if is_local(host) else ["*"]
     with listen(host, port) as listening:
         server: uvicorn.Server | None = None
@@ -103,18 +106,18 @@ def new_server(app: Any, linger_seconds: float, limits: Limits | None = None) ->
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-    from em_assets.serve.connections import impatient
+    from em_assets.serve.connections import bounded
 
     limits = limits or Limits()
     config = uvicorn.Config(
         app,
-        http=impatient(AutoHTTPProtocol, limits.seconds),
+        http=bounded(AutoHTTPProtocol, limits),
         log_level="critical",
         access_log=False,
         lifespan="off",
         ws="none",
         server_header=False,
-        limit_concurrency=limits.connections + 1,  # the one that is too many counts as well
+        limit_concurrency=limits.connections + limits.spare_connections + 1,  # of answers to clients that left, too
         timeout_graceful_shutdown=max(1, round(linger_seconds)),
     )
     return uvicorn.Server(config)

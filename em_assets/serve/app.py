@@ -29,7 +29,8 @@ from em_assets.serve.openapi import document
 from em_assets.serve.parameters import LONGEST_QUERY, BadRequest, parse_block, parse_nothing, parse_view
 from em_assets.serve.pictures import OnlyHosts, link, picture_routes, route
 from em_assets.serve.representation import chosen_coding
-from em_assets.serve.shelf import DATA, Entry, NotServed, Shelf
+from em_assets.serve.shelf import DATA, Entry, NotServed, Shelf, data_address
+from em_assets.standardize.intensity import INTENSITY
 
 LOOPBACK_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?"
 """Pages that this machine serves itself, such as a notebook's."""
@@ -84,7 +85,7 @@ class Service:
         asked = parse_block(request.query_params.multi_items())
         limits = self.gate.limits
         block.check_size(asked, limits.voxels)
-        coding = chosen_coding(request.headers.get("accept-encoding"))
+        coding = chosen_coding(", ".join(request.headers.getlist("accept-encoding")) or None)
         if coding is None:
             raise HTTPException(406, "no coding is left that may be sent: accept identity, gzip or zstd.")
 
@@ -110,6 +111,27 @@ class Service:
         # as the browser calls this server: through a forwarded port the address is another one than here
         origin = str(request.base_url).rstrip("/")
         return RedirectResponse(link(self._entry(request).folder, origin, DATA, at_nm, shape), 302)
+
+    def beside(self, request: Request) -> Response:
+        """What `em.open` of a volume's address looks for: the record and which voxels are real; and the statistics.
+
+        The record is as it is in the store, but for where that lies on this machine.
+        """
+        path = request.path_params["document"]
+        try:
+            entry = self.shelf.entry(request.path_params["name"])
+        except NotServed:
+            return Response(status_code=404)
+        folder, record = entry.folder, entry.record
+        if path == "metadata.json":
+            public = record.model_copy(update={"local_paths": {"volume": data_address(folder)}})
+            return Response(public.model_dump_json(indent=1), media_type="application/json")
+        if path not in (INTENSITY, *(folder.further(sub).coverage for sub in (None, *record.volumes))):
+            return Response(status_code=404)
+        try:
+            return Response(folder.read(path), media_type="application/octet-stream")
+        except FileNotFoundError:
+            return Response(status_code=404)
 
     def openapi(self, request: Request) -> Response:
         parse_nothing(request.query_params.multi_items())
@@ -163,6 +185,7 @@ def build_app(
         route("/view/{name}", service.view),
         route("/view/{name}/{sub}", service.view),
         *picture_routes(service.find, client, DATA, is_ending),
+        route(f"{DATA}/{{name}}/{{document:path}}", service.beside),  # last: volumes lie below it, too
     ]
     cors = Middleware(
         CORSMiddleware,

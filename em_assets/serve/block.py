@@ -80,7 +80,8 @@ def read(asked: BlockRequest, volume: Volume, labels: Volume | None, coding: Cod
     """
     how = asked.how
     if "fill" in how:
-        how = how | {"fill": _fill(how["fill"], volume, is_normalized="normalize" in how)}
+        own = np.float32 if "normalize" in how else volume.dtype
+        how = how | {"fill": _fill(how["fill"], np.dtype(how.get("dtype", own)))}
     _check_cost(asked, volume, labels, limits.made_bytes)
     block = volume.read(asked.start, center_nm=asked.center_nm, shape=asked.shape, labels=labels, **how)
     voxels = _voxels(block, asked.what)
@@ -150,14 +151,14 @@ class _Sent(Response):
             self._leave()
 
 
-def _fill(fill: float, volume: Volume, *, is_normalized: bool) -> float:
-    """As the dtype has it. Raises BadRequest if it has no such value."""
-    if is_normalized or volume.dtype.kind == "f":
-        return fill
-    limits = np.iinfo(volume.dtype)
-    if not fill.is_integer() or not limits.min <= fill <= limits.max:
-        raise BadRequest(f"fill={fill:g} is no value of {volume.name}, which is {volume.dtype}; choose one that is.")
-    return int(fill)
+def _fill(fill: float, dtype: np.dtype[Any]) -> float:
+    """As the block's dtype has it. Raises BadRequest if it has no such value."""
+    if dtype.kind == "f":
+        if abs(fill) <= float(np.finfo(dtype).max):
+            return fill
+    elif fill.is_integer() and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
+        return int(fill)
+    raise BadRequest(f"fill={fill:g} is no value of a block that is {dtype}; choose one that is.")
 
 
 def _check_cost(asked: BlockRequest, volume: Volume, labels: Volume | None, most_bytes: int) -> None:

@@ -16,6 +16,12 @@ MADE_BYTES_PER_VOXEL = 64
 """1 GiB for 256^3 voxels: enough to interpolate as many out of as many, or an eighth of them out of all of these."""
 CONNECTIONS_PER_REQUEST = 4
 LEAST_CONNECTIONS = 64
+SPARE_CONNECTIONS = 64
+HEAD_SECONDS = 10.0
+HEAD_BYTES = 64 * 2**10
+"""A request's head that is longer before it is complete is refused with 431."""
+PIPELINED_REQUESTS = 64
+"""Sent before the first one is answered; whoever sends more is cut off. Browsers send none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class Limits:
     """For blocks: being read, waiting for that, or being sent. One more is refused with 503."""
     seconds: float = 60.0
     """How long a request may wait and be read, and how long a client may take to accept a mebibyte."""
+    head_seconds: float = HEAD_SECONDS
+    """How long a client may take to send a request's head, from its first byte; for the first one, from connecting."""
     retry_seconds: int = 1
     """When a refused client should come again."""
 
@@ -44,6 +52,11 @@ class Limits:
     def connections(self) -> int:
         """Open at once, whatever they are for: volumes, blocks, an open viewer. One more is refused with 503."""
         return max(LEAST_CONNECTIONS, CONNECTIONS_PER_REQUEST * self.requests)
+
+    @property
+    def spare_connections(self) -> int:
+        """Beyond these, to be told so; whoever comes when they are taken as well is cut off at once."""
+        return SPARE_CONNECTIONS
 
 
 class Busy(Exception):

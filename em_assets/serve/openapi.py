@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from em_assets.serve.limits import Limits
+from em_assets.serve.limits import HEAD_BYTES, Limits
 from em_assets.serve.parameters import DEFAULT_SHAPE, DTYPES
 
 Schema = dict[str, Any]
@@ -63,8 +63,9 @@ def document(limits: Limits) -> Schema:
             "summary": "Blocks of 3D electron-microscopy volumes",
             "description": "Read-only. Triples are z, y, x; boxes are half open; sizes are nanometres. Every refusal "
             'is one sentence, `{"error": "..."}`. The OME-Zarr volumes themselves lie below `/data/`. '
-            f"More than {limits.connections} connections at once get 503 without a sentence; one that takes too little "
-            f"for {limits.seconds:g} s is cut.",
+            f"More than {limits.connections} connections at once get 503, very many more are cut off; so is one that "
+            f"takes too little for {limits.seconds:g} s. A request whose head is not sent within "
+            f"{limits.head_seconds:g} s is answered with 408, with one of more than {HEAD_BYTES} bytes with 431.",
             "version": _version(),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -158,7 +159,10 @@ def _block_replies(limits: Limits) -> Schema:
     binary: Schema = {"application/x-npy": {}, "application/octet-stream": {}}
     headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADER_MEANINGS.items()}
     headers["ETag"] = {"description": "The digest, and the coding.", "schema": {"type": "string"}}
-    headers["Vary"] = {"schema": {"const": "Accept-Encoding"}}
+    headers["Vary"] = {
+        "description": "Accept-Encoding; and Origin, for a page elsewhere.",
+        "schema": _string(r"^Accept-Encoding(, Origin)?$"),
+    }
     busy = f"Busy: {limits.requests} blocks are under way, or {limits.seconds:g} s were not enough. Come again."
     return {
         "200": {"description": "The block.", "headers": headers, "content": binary},

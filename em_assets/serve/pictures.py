@@ -39,6 +39,8 @@ Find = Callable[[str], DatasetFolder | None]
 READ_BYTES = 4 * 2**20
 SEND_BYTES = 2**20
 """Of which a client has to accept one in the time that `Limits` gives; fewer reads are better, where they are far."""
+LONGEST_PATH = 250
+"""Bytes of an object's address: far more than a dataset's and a volume's name and a chunk's place have."""
 KEEP_ALIVE_SECONDS = 15.0
 LOOK_SECONDS = 0.2
 """How often a stream in which nothing happens looks whether the server is to end."""
@@ -89,7 +91,8 @@ def picture_routes(find: Find, client: Path | None, data: str, is_ending: Callab
     def voxels(request: Request) -> Response:
         raw = request.scope.get("raw_path", b"").lower()
         folder = find(request.path_params["name"])
-        if folder is None or b"%2f" in raw or b"%5c" in raw:  # an encoded separator is nobody's honest path
+        # an encoded separator is nobody's honest path, and file systems refuse long names in words of their own
+        if folder is None or b"%2f" in raw or b"%5c" in raw or len(raw) > LONGEST_PATH:
             return Response(status_code=404)
         sub = request.path_params.get("sub")
         if sub is not None and not re.fullmatch(NAME_PATTERN, sub):
@@ -106,14 +109,18 @@ def picture_routes(find: Find, client: Path | None, data: str, is_ending: Callab
 
 
 def route(path: str, answer: Callable[[Request], Response | Awaitable[Response]]) -> Route:
-    """A route for GET and HEAD that tells the metrics its name."""
+    """A route for GET and HEAD that tells the metrics its name. Of what streams, HEAD runs nothing: it may not end."""
     name = path.replace(":path", "")
 
     async def endpoint(request: Request) -> Response:
         request.scope[ROUTE] = name
         if inspect.iscoroutinefunction(answer):
-            return await answer(request)  # type: ignore[no-any-return]
-        return await run_in_threadpool(answer, request)  # type: ignore[arg-type]
+            response: Response = await answer(request)
+        else:
+            response = await run_in_threadpool(answer, request)  # type: ignore[arg-type]
+        if request.method == "HEAD" and isinstance(response, StreamingResponse):
+            response.body_iterator = _nothing()
+        return response
 
     return Route(path, endpoint, name=name)
 
@@ -149,8 +156,6 @@ def _object_response(folder: DatasetFolder, relative: str, request: Request) -> 
     if answer.status in (304, 416):
         return Response(status_code=answer.status, headers=answer.headers)
     kind = CONTENT_TYPES.get(Path(relative).suffix, "application/octet-stream")
-    if request.method == "HEAD":
-        return Response(status_code=answer.status, headers=answer.headers, media_type=kind)
     return StreamingResponse(_pieces(folder, relative, answer.part), answer.status, answer.headers, kind)
 
 
@@ -169,6 +174,12 @@ def _entity_tag(folder: DatasetFolder, relative: str, size_bytes: int) -> str:
     record = folder.read_record()
     version = (record.sha256 or record.timestamp.isoformat()) if record is not None else "unknown"
     return f'"{version[:32]}-{size_bytes:x}"'
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    nothing: tuple[bytes, ...] = ()
+    for piece in nothing:
+        yield piece
 
 
 async def _silent_events(is_ending: Callable[[], bool]) -> AsyncIterator[bytes]:
