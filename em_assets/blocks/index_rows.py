@@ -83,6 +83,7 @@ def _row(plan: Plan, index: Zyx, block: Block, split: str | None, *, schema_name
         "content": plan.volume.content,
         "dtype": plan.volume.dtype.name,
         "license": info.license,
+        "licence": info.license,
         "publisher": info.publisher,
         "coverage": coverage,
         "split": split,
@@ -118,7 +119,7 @@ def row_schema(info: IndexInfo) -> pa.Schema:
     columns += [(f"{what}_{axis}", whole) for what in ("start", "shape") for axis in "zyx"]
     columns += [(f"{what}_nm_{axis}", number) for what in ("start", "stop") for axis in "zyx"]
     columns += [*((f"voxel_size_{axis}_nm", number) for axis in "zyx"), ("max_voxel_size_nm", number)]
-    columns += [(name, text) for name in ("content", "dtype", "license", "publisher")]
+    columns += [(name, text) for name in ("content", "dtype", "license", "licence", "publisher")]
     columns += [(name, number) for name in ("coverage", *NUMBERS, "label_fraction")]
     columns += [("labels", whole), ("split", text), ("digest", text), ("features", vector), ("features_method", text)]
     return pa.schema(columns)
