@@ -44,6 +44,7 @@ from contest import (
     Triple,
     create_volume,
     machine,
+    read_once,
     say,
     shard_corners,
     write_shard,
@@ -96,6 +97,7 @@ def _measure(arguments: argparse.Namespace, root: Path) -> tuple[str, bool]:
     lines = [machine(PACKAGES, arguments.rounds), f"{arguments.edge}^3 uint8, {origin}; chunks and shards in RAM."]
     reached, all_right = [], True
     for layout in arguments.layouts:
+        read_once(folder / layout)
         rows = _contest(folder, layout, pythons, arguments)
         title = f"{layout} ({LAYOUTS[layout]}^3 chunks, {_share(folder / layout, arguments.edge):.2f} of the voxels)"
         lines += ["", f"### {title}", "", *_table(rows, absent)]

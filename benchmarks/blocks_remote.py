@@ -43,6 +43,7 @@ from contest import (
     create_volume,
     machine,
     orders,
+    read_once,
     say,
     shard_corners,
     write_shard,
@@ -142,6 +143,7 @@ def _contest(
     rows = {name: Row(name) for name in arguments.clients}
     command = [sys.executable, str(HERE / "blocks_remote_clients.py")]
     contestants = [Contestant(name, [*command, name, url, str(published.folder)]) for name in arguments.clients]
+    read_once(published.folder)
     try:
         for contestant in contestants:
             _warm_up(contestant, rows[contestant.name], published)

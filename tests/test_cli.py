@@ -222,6 +222,7 @@ def test_s3_without_credentials_is_one_sentence(run, monkeypatch):
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     """`em-assets list | head -0` and a closed stdout say nothing on stderr."""
     for script in ('"$0" -m em_assets.cli show hemibrain_crop | true', '"$0" -m em_assets.cli list >&-'):
@@ -455,6 +456,7 @@ def typed(answer: str, cwd: Path) -> tuple[int, str]:
 # The sample
 
 
+@pytest.mark.slow
 def test_sample_prints_only_exports_and_what_to_do(tmp_path):
     """`up` says what it did and the next step, `env` gives a shell exactly three variables, `down` stops the server."""
     assert "em-assets sample up" in shell("sample", "env", cwd=tmp_path).stderr

@@ -186,6 +186,7 @@ def console_script() -> str:
     return script
 
 
+@pytest.mark.slow  # `.ci/run` types it, too
 def test_the_literal_command_finds_the_definitions(toy: Path):
     """`dagster asset materialize --select hemibrain_crop` works in the repository with no flags and no variables."""
     done = run([console_script(), *MATERIALIZE], toy, toy.parent / "site")

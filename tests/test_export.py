@@ -627,6 +627,7 @@ except Unavailable as error:
     assert not list(here.iterdir())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_volume(here):
     """F33: 27 times the voxels take no more memory than a part of them: one file, and a folder in blocks."""
     for edge in (128, 384):
