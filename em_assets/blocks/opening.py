@@ -58,10 +58,10 @@ RECORD_FIELDS = (b'"source_id"', b'"volume_shape"', b'"voxel_size_nm"')
 def open(location: str | os.PathLike[str], *, settings: Settings | None = None) -> Volume:  # noqa: A001  # em.open
     """The volume at `location`: `hemibrain_crop`, `jrc_mus_nacc_2/nuc`, a folder, `s3://...`, `https://...`.
 
-    A dataset that is not downloaded is read from its publisher. What lies in S3 is read with the S3 settings
-    (`AWS_ENDPOINT_URL`, keys, ...), and without any, or where S3 refuses them or has no such bucket, at its public
-    address. Raises Unavailable if nothing is there, Unsupported for what cannot be read in blocks, Malformed for what
-    is damaged.
+    Of a dataset that is not downloaded its publisher's voxels. Volumes have one channel, of integers, float32 or
+    float64; of bool, uint8 is given (0 and 1). What lies in S3 is read with the S3 settings (`AWS_ENDPOINT_URL`, keys,
+    ...), and without any, or where S3 refuses them or has no such bucket, at its public address. Raises Unavailable if
+    nothing is there, Unsupported for what cannot be read in blocks, Malformed for what is damaged.
     """
     settings = settings or read_settings()
     text = os.fspath(location)
