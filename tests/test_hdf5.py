@@ -1,9 +1,12 @@
 """HDF5 datasets as volumes: real files, and files that h5py writes here."""
 
+import ctypes
 import gzip
 import hashlib
 import re
 import resource
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -120,6 +123,48 @@ def test_a_chunk_that_a_filter_was_not_applied_to_is_read(written):
     assert np.array_equal(opened(path).read(), noise)
 
 
+@pytest.mark.parametrize(
+    "filters", [{"shuffle": True}, {"shuffle": True, "compression": "gzip"}], ids=["shuffle", "both"]
+)
+def test_chunks_at_the_edge_that_are_stored_without_filters_are_read(in_this_process, written, filters):
+    """As HDF5 1.10 may store them: none says so of itself, and shuffled bytes look like others."""
+
+    def fill(file):
+        library, properties = ctypes.CDLL(h5py.h5p.__file__), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((4, 8, 16))
+        assert library.H5Pset_chunk_opts(ctypes.c_int64(properties.id), 2) == 0
+        file.create_dataset("a", data=voxels, chunks=(4, 8, 16), dcpl=properties, **filters)
+
+    voxels = np.random.default_rng(3).integers(0, 2**16, SHAPE).astype("uint16")
+    reader = opened(written(fill, libver="latest"))
+    assert np.array_equal(reader.read(), voxels)
+    (outcome,) = reader.map_regions([Box((0, 0, 0), SHAPE)], lambda region: region.samples)
+    assert all(sample.value == voxels[sample.position] for sample in outcome.value)
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("shape", "chunk", "growing", "is_read"),
+    [
+        pytest.param(SHAPE, (4, 8, 16), 0, True, id="the first"),
+        pytest.param((1, 1, *SHAPE), (1, 1, 4, 8, 16), 2, True, id="the first with several chunks"),
+        pytest.param(SHAPE, (4, 8, 16), 2, False, id="the last"),
+        pytest.param((3, *SHAPE), (1, 4, 8, 16), 1, False, id="z, behind channels"),
+    ],
+)
+def test_a_dataset_that_may_grow_along_one_axis(written, shape, chunk, growing, is_read):
+    """Its chunks are read at their places, or it is refused: the library lists some of them at others."""
+    voxels = np.random.default_rng(4).integers(0, 256, shape).astype("uint8")
+    most = tuple(None if axis == growing else n for axis, n in enumerate(shape))
+    path = written(lambda file: file.create_dataset("a", data=voxels, chunks=chunk, maxshape=most), libver="latest")
+    if is_read:
+        assert np.array_equal(opened(path).read(), voxels.reshape(SHAPE))
+    else:
+        assert f"may grow along axis {growing} only" in refused(Unsupported, path)
+    old = written(lambda file: file.create_dataset("a", data=voxels, chunks=chunk, maxshape=most), "b.h5")
+    assert np.array_equal(opened(old).read(), voxels.reshape(shape[-3:] if shape[0] == 1 else shape))
+
+
 def test_a_dataset_within_its_own_header_is_read(written):
     def fill(file):
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -234,6 +279,10 @@ def test_what_dataset_may_not_name_is_refused(in_this_process, written, tmp_path
         virtual = h5py.VirtualLayout(SHAPE, "u1")
         virtual[...] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", SHAPE)
         file.create_virtual_dataset("virtual", virtual)
+        growing = h5py.VirtualLayout((4, 5, 6), "u1", maxshape=(None, 5, 6))
+        source = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (4, 5, 6), maxshape=(None, 5, 6))
+        growing[0 : h5py.h5s.UNLIMITED] = source[0 : h5py.h5s.UNLIMITED]
+        file.create_virtual_dataset("growing", growing)
 
     path = written(fill)
     for dataset, error, reason in (
@@ -250,6 +299,7 @@ def test_what_dataset_may_not_name_is_refused(in_this_process, written, tmp_path
         ("checked", Unsupported, "fletcher32.*accepted"),
         ("external", Unsupported, "in other files"),
         ("virtual", Unsupported, "in other files"),
+        ("growing", Unsupported, "in other files"),
     ):
         assert re.search(reason, refused(error, path, dataset)), dataset
 
@@ -387,8 +437,26 @@ def test_memory_is_limited_and_a_limit_never_raised(monkeypatch, allowed, limit)
     asked = []
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (allowed, allowed))
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append((kind, limits)))
-    _hdf5_structure._limit_memory()
+    _hdf5_structure._limit(resource.RLIMIT_AS, 2**30)
     assert asked == [(resource.RLIMIT_AS, (limit, limit))]
+
+
+def test_a_library_that_nobody_waits_for_any_more_ends():
+    """Whoever started it may have been killed: it is allowed some time of a processor, and no more."""
+    arguments = [sys.executable, "-P", str(_hdf5_dataset.PROGRAM), "a.h5", "1000"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdout.read(1) == _hdf5_structure.WANTED
+        seconds = resource.prlimit(program.pid, resource.RLIMIT_CPU)[0]
+        program.kill()
+    assert _hdf5_dataset.STRUCTURE_SECONDS < seconds <= _hdf5_structure.MAX_CPU_SECONDS
+
+
+def test_a_program_that_says_nothing_is_malformed(written, monkeypatch, tmp_path):
+    """Though it ended well: where no process hears of its children's ends, a crash looks like that."""
+    (tmp_path / "silent.py").write_text("")
+    monkeypatch.setattr(_hdf5_dataset, "PROGRAM", tmp_path / "silent.py")
+    path = written(lambda file: file.create_dataset("a", data=ramp(2, 3, 4)))
+    assert "there is no answer" in refused(Malformed, path)
 
 
 def test_a_library_that_crashes_takes_nothing_with_it(written, monkeypatch, tmp_path):
@@ -397,11 +465,3 @@ def test_a_library_that_crashes_takes_nothing_with_it(written, monkeypatch, tmp_
     monkeypatch.setattr(_hdf5_dataset, "PROGRAM", crashing)
     path = written(lambda file: file.create_dataset("a", data=ramp(2, 3, 4)))
     assert "crashes the HDF5 library" in refused(Malformed, path)
-
-
-def test_a_remote_file_is_refused_with_the_way_out():
-    class Remote:
-        name, size_bytes = "https://example.org/a.h5", 1000
-
-    with pytest.raises(Unsupported, match=r"a.h5 is HDF5.*download it first"):
-        open_hdf5(Remote(), Settings())

@@ -140,6 +140,11 @@ class RemoteBytes(_RangedBytes):
             size_bytes, self._etag = first.object_bytes, first.etag
         self.size_bytes = size_bytes
 
+    @property
+    def etag(self) -> str | None:
+        """Of the version that all is read of, where the server names it."""
+        return self._etag
+
     def _get(self, start: int, stop: int) -> bytes:
         reply = self._client.get_range(self.url, start, stop, expect_etag=self._etag)
         self._etag = self._etag or reply.etag

@@ -6,10 +6,13 @@ come back. It imports little of this package, to start fast.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import math
+import os
 import resource
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +24,8 @@ from numpy.typing import NDArray
 from em_assets.errors import EmAssetsError, Malformed, Mismatch, Unsupported
 
 MAX_MEMORY_BYTES = 2**30
+MAX_CPU_SECONDS = 60
+"""More than the process that started this one waits: for when that was killed."""
 MAX_OBJECTS = 100_000
 MAX_CHUNKS = 2_000_000
 MAX_CHUNK_BYTES = 256 * 2**20
@@ -29,15 +34,26 @@ MAX_ATTRIBUTES = 10_000
 MAX_ATTRIBUTE_BYTES = 2**20
 MAX_SHOWN_VALUES = 64
 MAX_SHOWN_DATASETS = 20
+DONT_FILTER_PARTIAL_CHUNKS = 2
+"""H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS, of HDF5 1.10."""
+EVERY_FILTER = 2**32 - 1
+EXTENSIBLE_ARRAY = 4
+"""H5D_CHUNK_IDX_EARRAY."""
 MAX_CHANNELS = 16
 """A longer first axis of four is not taken for channels."""
+MESSAGE = struct.Struct("<cQQ")
+WANTED, ANSWER = b"W", b"A"
+"""What is said to the process that has the file's bytes, as there."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 
 
-def answer(name: str, path: str | None) -> bytes:
-    """One line of JSON: the dataset, or the error; then, if it is chunked, the table of its chunks in npy format."""
+def answer(name: str, path: str | None, contents: io.RawIOBase | None = None) -> bytes:
+    """One line of JSON: the dataset, or the error; then, if it is chunked, the table of its chunks in npy format.
+
+    `contents`: the file's, where there is none of that name on this machine.
+    """
     try:
-        with h5py.File(name, "r", locking=False) as file:
+        with h5py.File(name, "r", locking=False) if contents is None else h5py.File(contents, "r") as file:
             dataset = _only_volume(file, name) if path is None else _named(file, path, name)
             described, chunks = _describe(dataset, file, name)
     except EmAssetsError as error:
@@ -125,10 +141,10 @@ def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _describe(dataset: Any, file: Any, name: str) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
     """The fields of `Hdf5Dataset`, as JSON has them, and the table of chunks."""
     where = f"{name}: {dataset.name}"
+    if dataset.is_virtual or dataset.external:  # its shape may depend on them
+        raise Unsupported(f"{where} keeps its voxels in other files, which are not read; get them in one file.")
     dtype = _checked_dtype(dataset, where)
     _require_shape(dataset.shape, where)
-    if dataset.is_virtual or dataset.external:
-        raise Unsupported(f"{where} keeps its voxels in other files, which are not read; get them in one file.")
     properties = dataset.id.get_create_plist()
     compact = properties.get_layout() == h5py.h5d.COMPACT
     chunks = None if dataset.chunks is None else _chunks(dataset, where)
@@ -182,23 +198,57 @@ def _chunks(dataset: Any, where: str) -> NDArray[np.int64]:
         raise Unsupported(
             f"{where}: a chunk of {chunk} voxels has {chunk_bytes} bytes, accepted are {MAX_CHUNK_BYTES}; repack it."
         )
+    _require_known_places(dataset, where)
+    leaves_partial = _leaves_partial_chunks(dataset)
     grid = [-(-n // c) for n, c in zip(shape, chunk, strict=True)]
-    count = dataset.id.get_num_chunks()
-    if count > MAX_CHUNKS:
-        raise Unsupported(f"{where} has {count} chunks, accepted are {MAX_CHUNKS}; repack it with larger ones.")
     rows: list[tuple[int, int, int, int]] = []
 
-    def visit(stored: Any) -> None:
-        number = 0
+    def visit(stored: Any) -> None:  # counting them first would walk their tree twice
+        if len(rows) == MAX_CHUNKS:
+            raise Unsupported(f"{where} has more than {MAX_CHUNKS} chunks, the most that is read; repack it.")
+        number, skipped = 0, stored.filter_mask
         for offset, c, n in zip(stored.chunk_offset, chunk, grid, strict=True):
             if offset % c or offset // c >= n:
                 raise Malformed(f"{where}: a chunk lies at {stored.chunk_offset}, outside {shape}; get it again.")
             number = number * n + offset // c
-        rows.append((number, stored.byte_offset, stored.size, stored.filter_mask))
+        if leaves_partial and any(o + c > n for o, c, n in zip(stored.chunk_offset, chunk, shape, strict=True)):
+            skipped = EVERY_FILTER
+        rows.append((number, stored.byte_offset, stored.size, skipped))
 
-    if count:
-        dataset.id.chunk_iter(visit)
+    dataset.id.chunk_iter(visit)
     return np.ascontiguousarray(np.array(sorted(rows), np.int64).reshape(-1, 4).T)
+
+
+def _leaves_partial_chunks(dataset: Any) -> bool:
+    """Whether chunks that reach beyond the dataset are stored without its filters: no chunk says so."""
+    properties, options = dataset.id.get_create_plist(), ctypes.c_uint()
+    _ask_library("H5Pget_chunk_opts", properties.id, options)
+    return bool(options.value & DONT_FILTER_PARTIAL_CHUNKS)
+
+
+def _require_known_places(dataset: Any, where: str) -> None:
+    """Raises Unsupported where the library (2.0) finds each chunk, but names wrong places when it lists them.
+
+    An extensible array counts chunks along its one unlimited axis slowest; the list is made as if it were not so.
+    """
+    index = ctypes.c_int()
+    _ask_library("H5Dget_chunk_index_type", dataset.id.id, index)
+    if index.value != EXTENSIBLE_ARRAY:
+        return
+    unlimited = dataset.maxshape.index(None)
+    if any(most > c for most, c in zip(dataset.maxshape[:unlimited], dataset.chunks, strict=False)):
+        raise Unsupported(
+            f"{where} may grow along axis {unlimited} only, not the first one, and the HDF5 library does not list the "
+            "chunks of such a dataset at their places; write it anew with a fixed shape."
+        )
+
+
+def _ask_library(function: str, identifier: int, answer: Any) -> None:
+    """What h5py has no name for: a function of the HDF5 library with one answer."""
+    found = getattr(ctypes.CDLL(h5py.h5p.__file__), function)
+    found.argtypes = [ctypes.c_int64, ctypes.c_void_p]
+    if found(identifier, ctypes.byref(answer)) < 0:
+        raise OSError(f"{function} fails")
 
 
 def _voxel_size(dataset: Any) -> list[tuple[float, str]] | None:
@@ -273,13 +323,62 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _limit_memory() -> None:
-    """To `MAX_MEMORY_BYTES`, or to what is allowed already where that is less: it cannot be raised."""
-    allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = MAX_MEMORY_BYTES if allowed == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, allowed)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+class _Asked(io.RawIOBase):
+    """A file whose bytes the process has that started this one. Past its end there are zeros, as the library has it."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size_bytes}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._size_bytes - self._at))
+        if count:
+            _tell(WANTED, self._at, count)
+            body = sys.stdin.buffer.read(count)
+            if len(body) < count:  # nobody is there any more to answer to
+                os._exit(1)
+            view[:count] = body
+        view[count:] = bytes(len(view) - count)
+        self._at += len(view)
+        return len(view)
+
+
+def _tell(kind: bytes, first: int, second: int, body: bytes = b"") -> None:
+    sys.stdout.buffer.write(MESSAGE.pack(kind, first, second) + body)
+    sys.stdout.buffer.flush()
+
+
+def _limit(kind: int, most: int) -> None:
+    """To `most`, or to what is allowed already where that is less: it cannot be raised."""
+    allowed = resource.getrlimit(kind)[1]
+    limit = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+    resource.setrlimit(kind, (limit, limit))
+
+
+def main(name: str, size: str, path: str | None = None) -> None:
+    """`size`: the file's, where another process has its bytes; else empty."""
+    if not size:
+        sys.stdout.buffer.write(answer(name, path))
+        return
+    answered = answer(name, path, _Asked(int(size)))
+    _tell(ANSWER, len(answered), 0, answered)
 
 
 if __name__ == "__main__":
-    _limit_memory()
-    sys.stdout.buffer.write(answer(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))
+    _limit(resource.RLIMIT_AS, MAX_MEMORY_BYTES)
+    _limit(resource.RLIMIT_CPU, MAX_CPU_SECONDS)
+    main(*sys.argv[1:])

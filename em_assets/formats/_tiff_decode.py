@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from em_assets.errors import Malformed
+from em_assets.formats._recent import Recent
 from em_assets.formats._tiff_lzw import require_sound_lzw
 
 COMPRESSIONS = {1: "none", 5: "LZW", 8: "Deflate", 32946: "Deflate", 32773: "PackBits", 50000: "Zstandard"}
@@ -103,10 +103,8 @@ class DecodedChunks:
     """The strips and tiles decoded last, so that boxes side by side decode each about once. For several threads."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, NDArray[Any]] = OrderedDict()
+        self._kept: Recent[Key, NDArray[Any]] = Recent(max_bytes)
         self._under_way: dict[Key, Future[NDArray[Any]]] = {}
 
     def has(self, key: Key) -> bool:
@@ -117,7 +115,6 @@ class DecodedChunks:
         """What is kept under the key; else made, by one thread while others wait for it."""
         with self._lock:
             if (kept := self._kept.get(key)) is not None:
-                self._kept.move_to_end(key)
                 return kept
             future = self._under_way.get(key)
             is_mine = future is None
@@ -137,8 +134,5 @@ class DecodedChunks:
             return
         with self._lock:
             del self._under_way[key]
-            self._kept[key] = chunk
-            self._bytes += chunk.nbytes
-            while self._bytes > self._max_bytes:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+            self._kept.put(key, chunk, chunk.nbytes)
         future.set_result(chunk)

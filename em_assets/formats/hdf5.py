@@ -1,21 +1,27 @@
-"""HDF5 files: one dataset as a volume. What the file says of it is read in `_hdf5_dataset.py`, its voxels here."""
+"""HDF5 files: one dataset as a volume. What the file says of it is read in `_hdf5_dataset.py`, its voxels here.
+
+Of a file on a server only structure and the chunks that a box needs are asked for, near ones together. A chunk that is
+packed is unpacked once for all boxes that want it about now.
+"""
 
 from __future__ import annotations
 
 import itertools
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from em_assets.errors import Malformed
+from em_assets.fetch.ranges import GAP_BYTES, RangeRequest, plan_requests
 from em_assets.formats._boxes import checked_box, map_boxes, native
-from em_assets.formats._bytes import ByteSource, require_inside
+from em_assets.formats._bytes import ByteSource, read_pieces, require_inside
 from em_assets.formats._compression import BadChunkError, decompress, decompress_again
 from em_assets.formats._hdf5_dataset import DEFLATE, FILTERS, LZF, SHUFFLE, Chunks, Hdf5Dataset, Index, read_dataset
-from em_assets.formats._raw_array import STRUCT_LETTERS, RawArray
+from em_assets.formats._raw_array import BATCH_BYTES, PIECE_COSTS_BYTES, STRUCT_LETTERS, RawArray
+from em_assets.formats._tiff_decode import DecodedChunks
 from em_assets.formats.reader import ReadPlan, RegionOutcome, RegionVoxels, Scalar
 from em_assets.settings import Settings
 from em_assets.volume import Box, VolumeInfo, Zyx, zyx
@@ -42,7 +48,8 @@ class Hdf5Reader:
     def __init__(self, source: ByteSource, settings: Settings, path: str | None) -> None:
         self._source = source
         self._settings = settings
-        self._stored = stored = read_dataset(source, path)
+        connections = settings.connections_per_host
+        self._stored = stored = read_dataset(source, path, connections)
         self.dataset = stored.path
         """The one that was chosen."""
         axes = (1, 1, *stored.shape)
@@ -55,9 +62,9 @@ class Hdf5Reader:
         if stored.within is not None:
             self._array = RawArray(_Memory(source.name, stored.within), 0, shape, stored.dtype, channels)
         elif stored.start is not None:
-            self._array = RawArray(source, stored.start, shape, stored.dtype, channels)
+            self._array = RawArray(source, stored.start, shape, stored.dtype, channels, connections)
         else:
-            self._array = _ChunkedArray(source, stored, channels)
+            self._array = _ChunkedArray(source, stored, channels, settings)
 
     def read(self, box: Box | None = None) -> NDArray[Any]:
         """The voxels of a box, of the whole volume without one; the dataset's fill value where no chunk is stored."""
@@ -77,7 +84,8 @@ class Hdf5Reader:
         *,
         on_bytes: Callable[[int], None] | None = None,
     ) -> Iterator[RegionOutcome[T]]:
-        sampled = self._array.has_samples and self.info.channels is None
+        # of a local file only: of a remote one each sample costs a request
+        sampled = self._array.has_samples and self.info.channels is None and self._source.mapped() is not None
         return map_boxes(
             boxes,
             self.read,
@@ -107,11 +115,25 @@ class _Memory:
         return self._view
 
 
+class _Stored(NamedTuple):
+    """A stored chunk."""
+
+    start: int
+    """Of its bytes in the file."""
+    stop: int
+    row: int
+    """In the table of chunks."""
+    cell: Index
+    """Its place in the grid."""
+
+
 class _ChunkedArray:
     """(c, z, y, x), c being 1 without channels. Also a dataset nothing of which was ever written: without chunks."""
 
-    def __init__(self, source: ByteSource, stored: Hdf5Dataset, channels: int | None) -> None:
+    def __init__(self, source: ByteSource, stored: Hdf5Dataset, channels: int | None, settings: Settings) -> None:
         self._source = source
+        self._connections = settings.connections_per_host
+        self._decoded = DecodedChunks(settings.memory_bytes)
         self._stored = stored
         self._channels = channels
         self._shape: Index = (1, 1, *stored.shape)[-4:]
@@ -124,13 +146,15 @@ class _ChunkedArray:
     def read(self, box: Box) -> NDArray[Any]:
         dtype = self._stored.dtype
         voxels = np.full((self._shape[0], *box.shape), self._stored.fill_value, dtype.newbyteorder("="))
-        for cell in self._cells(box):
-            row = self._row(cell)
-            if row is not None:
-                chunk = np.frombuffer(self._unpacked(cell, row), dtype).reshape(self._stored.chunk)
+        for batch in self._stored_in(box):
+            wanted = [stored for stored in batch if not self._decoded.has((0, stored.row))]
+            bodies = read_pieces(self._source, [(stored.start, stored.stop) for stored in wanted], self._connections)
+            received = {stored.row: body for stored, body in zip(wanted, bodies, strict=True)}
+            for stored in batch:
+                chunk = self._chunk_of(stored, received.get(stored.row))
                 while chunk.ndim > 4:
                     chunk = chunk[0]  # of an axis of length 1
-                self._paste(chunk.reshape((1, 1, *chunk.shape)[-4:]), cell, voxels, box)
+                self._paste(chunk.reshape((1, 1, *chunk.shape)[-4:]), stored.cell, voxels, box)
         return voxels if self._channels else native(voxels[0])
 
     def sample(self, position: Zyx) -> float:
@@ -142,7 +166,8 @@ class _ChunkedArray:
             return float(self._stored.fill_value)
         filters, skipped, size = self._stored.filters, int(self._chunks.skipped[row]), self._stored.dtype.itemsize
         undone = {code for number, code in enumerate(filters) if not skipped >> number & 1}
-        packed = self._packed(row)
+        start, stop = self._place(row)
+        packed = self._source.read(start, stop - start)
         plain = decompress_again("zlib", packed, self._stored.chunk_bytes) if DEFLATE in undone else bytes(packed)
         (z, y, x), (_, rows, columns) = (p % c for p, c in zip(position, chunk, strict=True)), chunk
         at = x + columns * y + columns * rows * z
@@ -151,10 +176,15 @@ class _ChunkedArray:
         return float(struct.unpack(order + STRUCT_LETTERS[self._stored.dtype.str[1:]], raw)[0])
 
     def plan(self, boxes: Sequence[Box]) -> ReadPlan:
+        """Requests are those to a server: a local file has none."""
         cells = {cell for box in boxes for cell in self._cells(box)}
         rows = [row for cell in cells if (row := self._row(cell)) is not None]
-        size_bytes = sum(int(self._chunks.size_bytes[row]) for row in rows)
-        return ReadPlan(0, size_bytes, len(cells), len(cells) - len(rows))
+        if self._source.mapped() is None:
+            requests = [request for box in boxes for batch in self._stored_in(box) for request in _requests(batch)]
+            sizes = [request.size_bytes for request in requests]
+        else:
+            requests, sizes = [], [int(self._chunks.size_bytes[row]) for row in rows]
+        return ReadPlan(len(requests), sum(sizes), len(cells), len(cells) - len(rows))
 
     def missing(self, box: Box) -> tuple[Box, ...]:
         """The parts of the box of which no channel was ever written."""
@@ -175,7 +205,8 @@ class _ChunkedArray:
         row = int(np.searchsorted(self._chunks.number, number))
         return row if row < len(self._chunks.number) and self._chunks.number[row] == number else None
 
-    def _packed(self, row: int) -> bytes | memoryview:
+    def _place(self, row: int) -> tuple[int, int]:
+        """The bytes of a chunk in the file: (start, stop). Raises Malformed if they are more than they can be."""
         start, size = int(self._chunks.start[row]), int(self._chunks.size_bytes[row])
         most = 2 * self._stored.chunk_bytes + SLACK_BYTES
         if size > most:
@@ -183,10 +214,27 @@ class _ChunkedArray:
                 f"{self._source.name}: a chunk of {self._stored.path} has {size} bytes, expected at most {most}; "
                 "the file is damaged: get it again."
             )
-        return self._source.read(start, size)
+        return start, start + size
 
-    def _unpacked(self, cell: Index, row: int) -> Any:
-        packed: Any = self._packed(row)
+    def _chunk_of(self, stored: _Stored, body: bytes | memoryview | None) -> NDArray[Any]:
+        """Unpacked. `body` is None of a chunk that was kept a moment ago."""
+
+        def make() -> NDArray[Any]:
+            packed = self._source.read(stored.start, stored.stop - stored.start) if body is None else body
+            unpacked = self._unpacked(stored.cell, stored.row, packed)
+            if self._stored.filters and unpacked is packed:  # none was applied; what is kept holds nothing else
+                unpacked = bytes(packed)
+            return np.frombuffer(unpacked, self._stored.dtype).reshape(self._stored.chunk)
+
+        return self._decoded.get((0, stored.row), make) if self._stored.filters else make()
+
+    def _stored_in(self, box: Box) -> Iterator[list[_Stored]]:
+        """The chunks of a box, in order of bytes; of a remote file as much is held at a time as a batch has."""
+        rows = ((self._row(cell), cell) for cell in self._cells(box))
+        found = [_Stored(*self._place(row), row, cell) for row, cell in rows if row is not None]
+        return _batches(sorted(found))
+
+    def _unpacked(self, cell: Index, row: int, packed: Any) -> Any:
         size, skipped = self._stored.chunk_bytes, int(self._chunks.skipped[row])
         room = np.empty(size, np.uint8)
         try:
@@ -226,6 +274,26 @@ class _ChunkedArray:
         start = zyx([place * c for place, c in zip(cell, self._chunk[1:], strict=True)])
         stop = zyx([min(a + c, n) for a, c, n in zip(start, self._chunk[1:], self._shape[1:], strict=True)])
         return Box(start, stop)
+
+
+def _batches(chunks: Sequence[_Stored]) -> Iterator[list[_Stored]]:
+    """In order of bytes, each of at most BATCH_BYTES or one chunk, with the gaps that are read over."""
+    batch: list[_Stored] = []
+    held = 0
+    for chunk in chunks:
+        gap = chunk.start - batch[-1].stop if batch else 0
+        more = chunk.stop - chunk.start + PIECE_COSTS_BYTES + (gap if 0 < gap <= GAP_BYTES else 0)
+        if batch and held + more > BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch.append(chunk)
+        held += more
+    if batch:
+        yield batch
+
+
+def _requests(batch: Sequence[_Stored]) -> Sequence[RangeRequest]:
+    return plan_requests([(stored.start, stored.stop) for stored in batch])
 
 
 def _minus(position: Zyx) -> Zyx:
