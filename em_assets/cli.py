@@ -284,9 +284,10 @@ def view(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open a browser if there is one")] = True,
     napari: Annotated[bool, typer.Option("--napari", help="in napari, where that is installed")] = False,
 ) -> None:
-    """Opens a stored volume in Neuroglancer.
+    """Opens a volume in Neuroglancer.
 
-    Served from this machine alone. Ctrl-C ends it.
+    A stored one is served from this machine alone; one that is not stored is read from its publisher by the browser.
+    Ctrl-C ends it.
     """
     from em_assets import viewer
     from em_assets.serve.parameters import BadRequest, parse_view
@@ -311,6 +312,8 @@ def view(
         return
     viewer.view(
         folder,
+        spec=platform.specs.get(dataset),
+        settings=platform.settings,
         at_nm=at_nm,
         shape=voxels,
         host=host,

@@ -30,10 +30,18 @@ VolumeArgument = Annotated[
 ]
 
 
-def open_volume(where: str) -> Volume:
+ChannelOption = Annotated[
+    str | None, typer.Option(metavar="N|NAME", help="which one, of an address that has several channels")
+]
+TimeOption = Annotated[
+    int | None, typer.Option(metavar="N", help="which point in time, of an address that has several")
+]
+
+
+def open_volume(where: str, channel: int | str | None = None, time: int | None = None) -> Volume:
     from em_assets.blocks import open as open_any
 
-    return open_any(where)
+    return open_any(where, channel=channel, time=time)
 
 
 def is_dataset(volume: Volume) -> bool:

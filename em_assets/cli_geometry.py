@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from em_assets.cli_blocks_shared import (
+    ChannelOption,
+    TimeOption,
     WhereArgument,
     as_option,
     is_dataset,
@@ -43,26 +45,49 @@ def geometry(
     at: Annotated[
         str | None, typer.Option(metavar="Z,Y,X", help="a place in nanometres; the middle unless told")
     ] = None,
+    channel: ChannelOption = None,
+    time: TimeOption = None,
     form: FormatOption = "table",
 ) -> None:
     """Where a volume's voxels lie, level by level, in nanometres.
 
     Shape, voxel size, outer corner, centre of the first voxel, extent, and which voxel holds a place. And what the
-    publisher's offsets mean, how that was found out, and how they were converted.
+    publisher's offsets mean, how that was found out, and how they were converted. And which channels there are: all lie
+    in the same place.
     """
-    volume = open_volume(where)
+    volume = _open_any_part(where, channel, time)
     place = volume.box_nm.center if at is None else _place_nm(at)
     rows = [_geometry_row(level, place) for level in volume.levels]
     if form != "table":
         print_table(list(rows[0]), [tuple(row.values()) for row in rows], form)
         return
     say(f"{volume.name}: {volume.content} of {volume.dtype.name} at {volume.location}")
-    for line in _convention_lines(volume, where):
+    for line in (*_part_lines(volume), *_convention_lines(volume)):
         say(line)
     say("")
     columns = ("level", "shape (z, y, x)", "voxel nm", "corner nm", "first centre nm", "extent nm", "holds the place")
     print_table(columns, [_geometry_cells(level, place) for level in volume.levels], "table")
     say(f"the place: {', '.join(map(nm_text, place))} nm (z, y, x){'' if at else ', the middle'}")
+
+
+def _open_any_part(where: str, channel: str | None, time: int | None) -> Volume:
+    """The first channel and point in time, where there are several and none is named."""
+    from em_assets.blocks._choice import Unchosen
+
+    try:
+        return open_volume(where, channel, time)
+    except Unchosen:
+        return open_volume(where, 0 if channel is None else channel, time or 0)
+
+
+def _part_lines(volume: Volume) -> Iterator[str]:
+    from em_assets.blocks._choice import channel_text
+
+    part = volume.part
+    if part is not None and len(part.channels) > 1:
+        yield f"  channels    {', '.join(channel_text(*one) for one in enumerate(part.channels))}; one is a volume"
+    if part is not None and part.times > 1:
+        yield f"  times       {part.times}, 0 to {part.times - 1}; one is a volume"
 
 
 def _place_nm(text: str) -> tuple[float, float, float]:
@@ -102,7 +127,7 @@ def _geometry_cells(level: Level, place: tuple[float, float, float]) -> tuple[st
     )
 
 
-def _convention_lines(volume: Volume, where: str) -> Iterator[str]:
+def _convention_lines(volume: Volume) -> Iterator[str]:
     why = CONVENTIONS[volume.convention]
     if volume.convention == "centre" and len(volume.levels) == 1:
         why += "; of one level alone that cannot be told, so the definition holds"
@@ -110,14 +135,14 @@ def _convention_lines(volume: Volume, where: str) -> Iterator[str]:
         why += "; from level to level they move, as centres do"
     yield f"  convention  {volume.convention}: {why}"
     yield "  here        half-open boxes from outer corners: corner = first centre - voxel size / 2"
-    yield from _conversion_lines(volume, where)
+    yield from _conversion_lines(volume)
 
 
-def _conversion_lines(volume: Volume, where: str) -> Iterator[str]:
+def _conversion_lines(volume: Volume) -> Iterator[str]:
     """Of a dataset: how its place in the publisher's frame came about."""
-    dataset, _, sub = where.partition("/")
     if not is_dataset(volume):
         return
+    dataset, _, sub = volume.name.partition("/")
     platform = Platform.read(dataset)
     spec = platform.specs.get(dataset)
     if spec is not None:

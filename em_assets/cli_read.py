@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from em_assets.cli_blocks_shared import (
+    ChannelOption,
+    TimeOption,
     WhereArgument,
     as_option,
     is_dataset,
@@ -25,7 +27,7 @@ from em_assets.cli_blocks_shared import (
     share_text,
     voxel_size_text,
 )
-from em_assets.cli_shared import JsonOption, say, warn
+from em_assets.cli_shared import JsonOption, Platform, say, warn
 from em_assets.errors import Unsupported
 from em_assets.progress import human_bytes
 
@@ -75,6 +77,8 @@ def read(
         str | None, typer.Option("--output", "-o", metavar="FILE", help=".npy, .tif or .npz; - is stdout, as .npy")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
+    channel: ChannelOption = None,
+    time: TimeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reads one block of any volume, by voxel or by nanometre.
@@ -98,7 +102,7 @@ def read(
     }
     request = _block_request(given)
     target = _target(output, has_labels=labels is not None, force=force)
-    volume = open_volume(where)
+    volume = open_volume(where, channel, time)
     block = volume.read(
         request.start, center_nm=request.center_nm, shape=request.shape, labels=request.labels, **request.how
     )
@@ -179,8 +183,8 @@ def _encode_tiff(block: Block, file: Path) -> None:
     import tifffile
 
     name = block.data.dtype.name
-    if name in ("uint64", "int64"):
-        raise Unsupported(f"TIFF has no {name}, which {block.volume} is; write .npy or .npz.")
+    if name in ("uint64", "int64", "float16"):
+        raise Unsupported(f"OME-TIFF has no {name}, which {block.volume} is; write .npy or .npz, or give --dtype.")
     size_z, size_y, size_x = block.voxel_size_nm
     is_imagej = name in TIFF_DTYPES
     spacing = {"axes": "ZYX", "spacing": size_z, "unit": "nm"}
@@ -246,8 +250,14 @@ def _link(block: Block) -> str | None:
 
 
 def _view_command(volume: Volume, block: Block) -> str | None:
-    """What shows the block on this machine; None for what is no dataset."""
+    """What shows the block on this machine; None for what is no dataset, or is published in files and not stored."""
+    from em_assets.viewer import can_view
+
     if not is_dataset(volume):
+        return None
+    dataset, _, sub = volume.name.partition("/")
+    platform = Platform.read(dataset)
+    if not can_view(platform.folder(dataset).further(sub or None), platform.specs.get(dataset)):
         return None
     place = ",".join(f"{nm:.10g}" for nm in block.box_nm.center)
     return f"em-assets view {volume.name} --at {place} --shape {','.join(map(str, block.data.shape))}"

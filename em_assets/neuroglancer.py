@@ -133,24 +133,31 @@ def _in_frame(picture: Picture, place: Zyx) -> list[float]:
 
 def neuroglancer_url(client_url: str, state: dict[str, Any]) -> str:
     """The link that opens a state in the client at `client_url` (which ends with `/`)."""
-    text = json.dumps(state, separators=(",", ":"))
+    # Boxes come first: the client of the wheel (2.41) loses an image that still loads when it comes to one after it
+    # ("Cannot read properties of undefined"), and draws them over images wherever they are listed.
+    layers = sorted(state["layers"], key=lambda layer: layer["type"] != "annotation")
+    text = json.dumps(state | {"layers": layers}, separators=(",", ":"))
     return f"{client_url}#!{quote(text, safe=FRAGMENT_SAFE)}"
 
 
 def hosted_url(
-    spec: DatasetSpec, record: DatasetRecord | None, box_nm: BoxNm | None = None, client_url: str | None = None
+    spec: DatasetSpec,
+    record: DatasetRecord | None,
+    box_nm: BoxNm | None = None,
+    client_url: str | None = None,
+    corner_nm: Nm3 | None = None,
 ) -> str | None:
     """A link to the publisher's own volume at the place of the crop, or at a block's box, which is drawn.
 
     In the public Neuroglancer, or in that at `client_url`; no server of ours is needed. None where files are
-    published: Neuroglancer reads none of them.
+    published: Neuroglancer reads none of them. `corner_nm`: of the publisher's volume, where no record says it.
     """
     main = _published(spec, None)
     if main is None:
         return None
     # Neuroglancer counts an N5 volume from its own corner, whatever its attributes translate
-    own_corner = record.corner_nm if record is not None else None
-    corner_nm = own_corner if spec.source.kind != "n5" else None
+    own_corner = record.corner_nm if record is not None else corner_nm
+    shown_corner = own_corner if spec.source.kind != "n5" else None
     if box_nm is not None and own_corner is not None and spec.source.kind == "n5":
         box_nm = box_nm.shifted((-own_corner[0], -own_corner[1], -own_corner[2]))
     picture = Picture(
@@ -160,7 +167,7 @@ def hosted_url(
         box=record.source_box if record is not None else None,
         outlined=spec.crop is not None,
         is_labels=spec.content == "labels",
-        corner_nm=corner_nm or (0.0, 0.0, 0.0),
+        corner_nm=shown_corner or (0.0, 0.0, 0.0),
     )
     others = [
         Picture(f"{spec.name}/{name}", source, volume.voxel_size_nm, None, is_labels=volume.content == "labels")

@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """`tty`: plan, bar and summary on the terminal if there is one, else log lines; `bar`: the bar alone."""
     memory_bytes: int = Field(default=256 * 2**20, ge=2**20)
     """Bound on source bytes held while they wait to be used; more are fetched again instead."""
+    kept_chunk_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Of decoded chunks of remote volumes that each process which reads blocks keeps, those used last. 0: none."""
 
     @field_validator("root")
     @classmethod

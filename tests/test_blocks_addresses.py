@@ -17,7 +17,7 @@ import pytest
 
 import em_assets.blocks as em
 from em_assets.blocks import opening
-from em_assets.blocks._backings import AWS_KEYS
+from em_assets.blocks._readers import AWS_KEYS
 from em_assets.blocks.sampling import Crops, Source
 from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
 from em_assets.fetch import attempts
@@ -51,6 +51,7 @@ def stored(tmp_path_factory):
         records = list(own.partition_records())
         write_coverage(own, layout, [record for record in records if record.level == 0])
         update_intensity(own, layout, records)
+    folder.write_record(folder.read_record().with_status("complete"))  # dated after all that it is about
     return quick_settings(root)
 
 

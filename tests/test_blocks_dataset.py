@@ -128,7 +128,16 @@ def torch():
 
 @pytest.mark.parametrize(
     ("workers", "method"),
-    [(0, None), (1, "fork"), (2, "fork"), (8, "fork"), (2, "spawn"), (2, "forkserver")],
+    [
+        (0, None),
+        (1, "fork"),
+        (2, "fork"),
+        (8, "fork"),
+        (2, "spawn"),
+        (2, "forkserver"),
+        pytest.param(8, "spawn", marks=pytest.mark.slow),
+        pytest.param(8, "forkserver", marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")

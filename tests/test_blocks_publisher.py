@@ -524,13 +524,11 @@ def test_another_volume_at_the_address_is_refused(tmp_path, server):
 
 
 PACKED = gzip.compress(packed(ramp(4, 5, 6)))
-HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(1016)
 
 
 @pytest.mark.parametrize(
     ("contents", "why"),
     [
-        pytest.param([HDF5], "a file of format hdf5", id="hdf5"),
         pytest.param([PACKED], "a file packed by gzip", id="packed mrc"),
         pytest.param([packed(ramp(1, 5, 6)), PACKED], "a file packed by gzip", id="one of a series"),
     ],

@@ -9,6 +9,7 @@ import socketserver
 import ssl
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from zarr.storage import LocalStore
 from em_assets.blocks import _plain_http, _remote, _remote_process, _signed_s3
 from em_assets.blocks._plain_http import Connections, NotPlain
 from em_assets.blocks._remote import RemoteChunks, coalesced
-from em_assets.blocks._remote_process import IndexCache, Rooms
+from em_assets.blocks._remote_process import BESIDES_BYTES, IndexCache, KeptChunks, Rooms
 from em_assets.blocks.engine import ChunkEngine
 from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
 from em_assets.fetch import attempts
@@ -43,6 +44,7 @@ from faulty import Fault, FaultyServer
 SHAPE, CHUNK, SHARD = (40, 70, 90), (8, 16, 16), (16, 32, 64)
 """(z, y, x); every axis ends in a smaller part, and a shard holds 2 x 2 x 4 chunks."""
 SPEED = {"unreachable_seconds": 1.0, "retry_seconds": 2.0, "connect_seconds": 1.0, "read_seconds": 1.0, "workers": 2}
+KEEPING = {"kept_chunk_bytes": 10**6}
 BOXES = [
     Box((0, 0, 0), SHAPE),
     Box((3, 5, 7), (21, 50, 68)),
@@ -97,7 +99,7 @@ class Opened:
     """An array on a server, and an engine that reads it over `RemoteChunks`."""
 
     def __init__(self, url, **changes):
-        self.settings = Settings(**{**SPEED, **changes})
+        self.settings = Settings(**{**SPEED, "kept_chunk_bytes": 0, **changes})
         self.reader = open_zarr(url, None, HttpClient(self.settings), self.settings)
         self.chunks = RemoteChunks(self.reader, self.settings)
 
@@ -140,6 +142,8 @@ def is_index(byte_range):
     [
         pytest.param({}, id="default"),
         pytest.param({"memory_bytes": 2**20, "connections_per_host": 2}, id="little memory, two connections"),
+        pytest.param(KEEPING, id="chunks are kept"),
+        pytest.param({"kept_chunk_bytes": 10**5}, id="some chunks are kept"),
     ],
 )
 def test_blocks_are_what_was_written(tmp_path, server, options, changes):
@@ -331,6 +335,207 @@ def test_rooms_are_used_again_only_when_nobody_looks():
     assert len(rooms.take(5000)) == 5000
 
 
+# Chunks that are kept
+
+
+def believe_for(seconds, monkeypatch):
+    for name in ("BELIEVED_SECONDS", "OBJECT_BELIEVED_SECONDS"):
+        monkeypatch.setattr(_remote, name, seconds)
+
+
+LAYOUTS = pytest.mark.parametrize("options", [pytest.param({}, id="chunks"), pytest.param(sharded(), id="shards")])
+
+
+@LAYOUTS
+def test_a_chunk_that_was_decoded_is_not_fetched_again(tmp_path, server, options):
+    """Boxes that overlap fetch and decode what they share once; nobody is asked at once whether it still holds."""
+    volume = write(tmp_path / "a", texture(), **options)
+    opened = Opened(f"{server.url}/a", **KEEPING)
+    box, further = Box((0, 0, 0), (16, 32, 32)), Box((0, 0, 0), (16, 32, 48))
+    opened.read(box)
+    server.log.clear()
+    assert np.array_equal(opened.read(box)[0], volume[box.slices])
+    assert asked(server) == []
+    fetched = server.bytes_sent
+    assert np.array_equal(opened.read(further)[0], volume[further.slices])
+    assert 0 < server.bytes_sent - fetched < 1.1 * 4 * 8 * 16 * 16 * 2  # the four chunks that are new
+    assert opened.missing == [()]
+
+
+@LAYOUTS
+def test_what_is_kept_is_confirmed_after_some_time(tmp_path, server, options, monkeypatch):
+    """Then the server is asked, for an index or with the known tag, and sends no voxels."""
+    volume = write(tmp_path / "a", texture(), **options)
+    opened = Opened(f"{server.url}/a", **KEEPING)
+    opened.read(INNER)
+    believe_for(0.0, monkeypatch)
+    server.log.clear()
+    fetched = server.bytes_sent
+    assert np.array_equal(opened.read(INNER)[0], volume[INNER.slices])
+    assert server.bytes_sent - fetched <= 16 * 16 + 4
+    assert len(asked(server)) == (1 if options else 16)
+
+
+@LAYOUTS
+@pytest.mark.parametrize(
+    "known", [pytest.param(INNER, id="all-kept"), pytest.param(Box((0, 0, 0), (16, 32, 8)), id="some-kept")]
+)
+def test_what_is_kept_of_another_version_is_not_given(tmp_path, server, options, monkeypatch, known):
+    """What was replaced is read anew: all of it, whether all of it is kept or the rest has to come."""
+    write(tmp_path / "a", texture(1), **options)
+    opened = Opened(f"{server.url}/a", **KEEPING)
+    opened.read(known)
+    believe_for(0.0, monkeypatch)
+    volume = write(tmp_path / "a", texture(2), **options)
+    assert np.array_equal(opened.read(INNER)[0], volume[INNER.slices])
+
+
+def test_kept_and_new_chunks_of_two_versions_are_never_mixed(tmp_path, server):
+    """Also while kept chunks are believed, bytes of the shard that come tell that it is another one."""
+    write(tmp_path / "a", texture(1), **sharded())
+    opened = Opened(f"{server.url}/a", **KEEPING)
+    opened.read(Box((0, 0, 0), (8, 16, 16)))
+    volume = write(tmp_path / "a", texture(2), **sharded())
+    assert np.array_equal(opened.read(INNER)[0], volume[INNER.slices])
+
+
+def test_a_server_that_contradicts_itself_is_not_believed(tmp_path, server, monkeypatch):
+    """One that says "unchanged" of another tag than is known."""
+    write(tmp_path / "a", texture(1))
+    opened = Opened(f"{server.url}/a", **KEEPING)
+    opened.read(INNER)
+    believe_for(0.0, monkeypatch)
+    volume = write(tmp_path / "a", texture(2))
+    odd = Fault(status=304, headers={"ETag": '"another"'})
+    server.fail = lambda path, _range, count: odd if "/c/" in path and count == 2 else None
+    assert np.array_equal(opened.read(INNER)[0], volume[INNER.slices])
+
+
+def test_a_chunk_is_believed_since_its_bytes_came(tmp_path, server, monkeypatch):
+    """Not since it was decoded, which may be later."""
+    write(tmp_path / "a", texture())
+    opened = Opened(f"{server.url}/a", **KEEPING)
+    believe_for(0.1, monkeypatch)
+    ((_, chunk),) = opened.chunks.fetch([(0, 0, 0)])
+    time.sleep(0.1)
+    chunk.keep(np.zeros(CHUNK, "u2"))
+    server.log.clear()
+    list(opened.chunks.fetch([(0, 0, 0)]))
+    assert asked(server) == [("/a/c/0/0/0", None)]
+
+
+def test_without_a_tag_or_a_time_nothing_is_kept(tmp_path, server):
+    """It could not be told whether it is outdated."""
+    volume = write(tmp_path / "a", texture())
+    opened = Opened(f"{server.url}/a", **KEEPING)
+    server.fail = lambda _path, _range, _count: Fault(headers={"ETag": "", "Last-Modified": ""})
+    for _ in range(2):
+        server.log.clear()
+        assert np.array_equal(opened.read(INNER)[0], volume[INNER.slices])
+        assert len(asked(server)) == 16
+
+
+def test_what_is_missing_is_not_kept(tmp_path, server, monkeypatch):
+    """A chunk that a repair adds is found."""
+    volume = write(tmp_path / "a", texture())
+    lost = tmp_path / "a/c/0/0/0"
+    data = lost.read_bytes()
+    lost.unlink()
+    opened = Opened(f"{server.url}/a", **KEEPING)
+    opened.read(INNER)
+    assert opened.missing == [(Box((1, 1, 1), (8, 16, 16)),)]
+    lost.write_bytes(data)
+    assert np.array_equal(opened.read(INNER)[0], volume[INNER.slices])
+
+
+def test_voxels_that_are_kept_are_nobodys_room(tmp_path, server):
+    """Uncompressed and turned chunks are decoded into memory that the next one uses: what is kept is a copy."""
+    volume = texture()
+    for name, options in {"plain": {"codecs": [BytesCodec()]}, "turned": {"order": "F", "zarr_format": 2}}.items():
+        write(tmp_path / name, volume, **options)
+        opened = Opened(f"{server.url}/{name}", **KEEPING)
+        opened.read(INNER)
+        opened.read(Box((16, 32, 0), SHAPE))
+        server.log.clear()
+        assert np.array_equal(opened.read(INNER)[0], volume[INNER.slices])
+        assert asked(server, "") == []
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_chunks_of_several_channels_are_kept_for_each(tmp_path, server, chunk):
+    """The same bytes hold both."""
+    volume = np.stack([texture(1), texture(2)])
+    write(tmp_path / "a", volume, chunks=(chunk, *CHUNK), dimension_names=list("czyx"))
+    opened = Opened(f"{server.url}/a", **KEEPING)
+    both = opened.reader
+    for channel in (0, 1, 0, 1):
+        opened.reader = both.select_channel(channel)
+        opened.chunks = RemoteChunks(opened.reader, opened.settings)
+        assert np.array_equal(opened.read(INNER)[0], volume[channel][INNER.slices])
+
+
+def test_what_was_kept_of_an_array_is_not_another_ones(tmp_path, server):
+    """One that has taken its place, with chunks of the same bytes and another type."""
+    volume = write(tmp_path / "a", texture(), codecs=[BytesCodec()])
+    read = Opened(f"{server.url}/a", **KEEPING)
+    read.read(INNER)
+    described = tmp_path / "a/zarr.json"
+    described.write_text(described.read_text().replace("uint16", "int16"))
+    assert np.array_equal(Opened(f"{server.url}/a", **KEEPING).read(INNER)[0], volume[INNER.slices].view("i2"))
+
+
+VERSION = Version('"1"')
+
+
+def kept(count, *, of=10):
+    """A memory for ten chunks that was given so many."""
+    memory = KeptChunks(of * (100 + BESIDES_BYTES))
+    for number in range(count):
+        memory.put(("a", number, number + 1, ""), VERSION, 0.0, np.zeros(100, np.uint8))
+    return memory
+
+
+def test_chunks_are_kept_up_to_so_many_bytes():
+    """Those used last stay; one that is larger than all that is kept displaces nothing."""
+    memory = kept(10)
+    memory.get(("a", 0, 1, ""))
+    memory.put(("b", 0, 1, ""), VERSION, 0.0, np.zeros(100, np.uint8))
+    memory.put(("c", 0, 1, ""), VERSION, 0.0, np.zeros(10 * (100 + BESIDES_BYTES), np.uint8))
+    held = [("a", number, number + 1, "") for number in range(10) if memory.get(("a", number, number + 1, ""))]
+    assert held == [("a", number, number + 1, "") for number in (0, *range(2, 10))]
+    assert memory.get(("b", 0, 1, "")) is not None
+    assert memory.get(("c", 0, 1, "")) is None
+
+
+def test_small_chunks_take_no_more_memory_than_may_be_kept():
+    """What holds a chunk counts, too: addresses and versions of chunks of 64 bytes are most of what is kept."""
+    memory = KeptChunks(2**20)
+    tracemalloc.start()
+    try:
+        for number in range(3000):
+            place = (f"https://a.host/of/some/volume.zarr/0/{number}/0/0", 0, 0, "")
+            version = Version(f'"{number:032}"', f"Sun, 22 Nov 2026 00:00:00 {number}", 64)
+            memory.put(place, version, float(number), np.frombuffer(bytes(64), np.uint8).reshape(4, 4, 4))
+        assert 2**19 < tracemalloc.get_traced_memory()[0] < 1.3 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_chunks_that_nobody_asks_for_again_are_hardly_kept():
+    """Once the memory is full and of no use, each eighth is kept; when those are asked for again, all are."""
+    memory = kept(9)
+    for _ in range(_remote_process.JUDGED_AFTER):
+        assert memory.get(("new", 0, 1, "")) is None
+    assert all(memory.wants_next for _ in range(8)), "it is not full yet"
+    memory = kept(11)
+    for _ in range(_remote_process.JUDGED_AFTER):
+        memory.get(("new", 0, 1, ""))
+    assert sum(memory.wants_next for _ in range(80)) == 10
+    for number in range(_remote_process.JUDGED_AFTER):
+        memory.get(("a", 10, 11, "") if number % 8 == 0 else ("new", 0, 1, ""))
+    assert sum(memory.wants_next for _ in range(80)) == 80
+
+
 # What changes, breaks off or is damaged
 
 
@@ -362,11 +567,11 @@ def test_a_chunk_that_was_repaired_is_found(tmp_path, server, monkeypatch):
     assert opened.fetch()[0, 0, 0] is None
     (tmp_path / "a/c/0/0/0").write_bytes(sound)
     server.log.clear()
-    monkeypatch.setattr(_remote, "ABSENCE_SECONDS", 60.0)
+    monkeypatch.setattr(_remote, "BELIEVED_SECONDS", 60.0)
     first = Box((0, 0, 0), (1, 1, 1))
     assert opened.fetch(first) == {(0, 0, 0): None}
     assert asked(server) == []
-    monkeypatch.setattr(_remote, "ABSENCE_SECONDS", 0.0)
+    monkeypatch.setattr(_remote, "BELIEVED_SECONDS", 0.0)
     for box in (first, INNER):
         assert np.array_equal(opened.read(box)[0], volume[box.slices])
     assert sum(is_index(byte_range) for _, byte_range in asked(server)) == 1
@@ -791,7 +996,7 @@ def test_a_volume_in_a_store_in_s3(tmp_path, moto_s3, options):
     """With the store's own access: signed where it has keys."""
     volume = texture()
     store = put_volume(moto_s3, "some thing/volume", volume, tmp_path, **options)
-    settings = Settings(root=moto_s3, **SPEED)
+    settings = Settings(root=moto_s3, **SPEED, kept_chunk_bytes=0)
     opened = Opened.__new__(Opened)
     opened.settings = settings
     opened.reader = open_zarr("store:///some%20thing/volume", None, StoreClient(store), settings)
@@ -803,6 +1008,20 @@ def test_a_volume_in_a_store_in_s3(tmp_path, moto_s3, options):
     assert "X-Amz-Signature=" in opened.chunks.asked(first)
     store.delete("some thing/volume/c/0/0/0")
     assert None in opened.fetch(Box((0, 0, 0), (1, 1, 1))).values()
+
+
+def test_one_address_in_two_services_is_two_chunks(tmp_path, monkeypatch):
+    """A bucket of the same name at another endpoint has other voxels, also while what was kept is believed."""
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    settings = Settings(root="s3://bucket/x", **SPEED, **KEEPING)
+    for seed in range(2):
+        volume = write(tmp_path / f"{seed}/bucket/x/a", texture(seed))
+        with FaultyServer(tmp_path / f"{seed}") as service:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", service.url)
+            opened = Opened.__new__(Opened)
+            opened.reader = open_zarr("store:///a", None, StoreClient(open_store(settings.root)), settings)
+            opened.chunks = RemoteChunks(opened.reader, settings)
+            assert np.array_equal(opened.read(INNER)[0], volume[INNER.slices])
 
 
 def test_a_store_in_a_folder_is_not_for_this(tmp_path):

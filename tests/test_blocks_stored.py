@@ -1,5 +1,6 @@
 """Blocks of a dataset in the store: with its coverage, by name and by path, on a disk and on S3, staged or not."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,28 @@ def test_a_volume_that_changes_while_it_is_open(published, tmp_path):
     folder.write_record(whole.with_status("complete", sha256="0" * 64))
     with pytest.raises(Mismatch, match="other voxels than when it was opened"):
         volume.read((60, 0, 0), shape=16)
+
+
+def test_a_volume_on_s3_that_is_replaced_while_it_is_open(published, moto_s3, monkeypatch):
+    """A block of an old and a new shard is refused at once; until a shard is newer than all before, nobody is asked."""
+    _, settings, _, _ = published
+    here, store = LocalStore(settings.root), open_store(moto_s3)
+    for path, _ in here.list("small"):
+        store.write(path, here.read(path))
+    folder = DatasetFolder(store, "small")
+    whole = folder.read_record().with_status("complete")
+    folder.write_record(whole)  # dated after all that it is about
+    volume = em.open("small", settings=quick_settings(moto_s3, datasets=settings.datasets))
+    volume.read((64, 64, 64), shape=16)
+    asked = []
+    read_record = DatasetFolder.read_record
+    monkeypatch.setattr(DatasetFolder, "read_record", lambda self: asked.append(self.name) or read_record(self))
+    for x in range(5):
+        volume.read((64, 64, 64 + x), shape=16)
+    assert asked == []
+    time.sleep(1.1)  # as S3 states times: in whole seconds
+    folder.write_record(whole.with_status("complete", sha256="0" * 64))
+    shard = "small/volume.ome.zarr/0/c/1/1/0"
+    store.write(shard, here.read(shard))
+    with pytest.raises(Mismatch, match="other voxels than when it was opened"):
+        volume.read((64, 64, 50), shape=(16, 16, 28))

@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[type[EmAssetsError], str]] = {
     r"gray\.c8": (Unsupported, "complex pixels"),
     r"gray\.depth": (Unsupported, "a volume in one page"),
     r"gray\.lerc|gray\.lzma|bad_jpeg2|bad_unicode": (Unsupported, r"compressed by (LERC|LZMA|JPEG)"),
-    r"\.(S7|U7|U13|O|f2)\b|\.string\.": (Unsupported, r"/dtype is '[|<>][SUO]|/data_type is '(string|float16)'"),
+    r"\.(S7|U7|U13|O)\b|\.string\.": (Unsupported, r"/dtype is '[|<>][SUO]|/data_type is 'string'"),
     r"\.delta\.": (Unsupported, r"/codecs/\d is 'numcodecs.delta'"),
     r"(two_channels|webilastik).* \d$": (Unsupported, r"num_channels is [23]; accepted is 1"),
     r"compresso \d$": (Unsupported, "encoding is 'compresso'"),

@@ -985,8 +985,8 @@ def test_the_viewer_opens_with_the_block_drawn(port, volume):
     link = urlsplit(headers["location"])
     assert (link.netloc, link.path) == ("localhost:7777", "/v/cell/")
     state = json.loads(unquote(link.fragment.removeprefix("!")))
-    assert state["layers"][0]["source"] == "zarr3://http://localhost:7777/data/cell.ome.zarr/"
-    drawn = state["layers"][-1]["annotations"][0]
+    assert state["layers"][1]["source"] == "zarr3://http://localhost:7777/data/cell.ome.zarr/"
+    drawn = state["layers"][0]["annotations"][0]
     for corner, place in (("pointA", block.box_nm.start), ("pointB", block.box_nm.stop)):
         expected = [nm / size for nm, size in zip(place, VOXEL_SIZE_NM, strict=True)][::-1]
         assert drawn[corner] == pytest.approx(expected, abs=1e-9)

@@ -13,13 +13,17 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+import zarr
 
+import em_assets.blocks as em
 from conftest import ROOT
+from em_assets import cli
 from em_assets.blocks.geometry import BoxNm
 from em_assets.datasets.loading import load_spec
 from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
@@ -39,10 +43,22 @@ from em_assets.pipeline import listed_record
 from em_assets.records import VOLUME, DatasetFolder, PartitionRecord, VoxelStatistics, now
 from em_assets.serve.client import client_folder
 from em_assets.settings import PACKAGED_DATASETS
+from em_assets.standardize.finish import write_coverage
 from em_assets.standardize.ome import write_metadata
 from em_assets.store import LocalStore, Store, open_store
-from em_assets.viewer import build_app, napari_layers, show_layers, view_in_napari
+from em_assets.viewer import (
+    build_app,
+    can_view,
+    napari_layers,
+    published_link,
+    show_layers,
+    stored_link,
+    view,
+    view_in_napari,
+)
 from em_assets.volume import Box
+from faulty import FaultyServer
+from small import PATH, publish, quick_settings, write_spec
 from test_catalog_volumes import HIGH, LOW, NUC_ORIGIN, NUC_SHAPE, NUC_VOXEL_SIZE_NM, files_spec, store_all, zarr_spec
 
 SHAPE = (64, 96, 160)
@@ -93,14 +109,15 @@ def folder(tmp_path_factory):
 
 
 @contextmanager
-def served(folder: DatasetFolder, **options):
+def served(folder: DatasetFolder, at_nm=None, shape=(128, 128, 128), opens=None):
     """The port of the viewer's server, in a thread of this process."""
     for module in ("starlette", "uvicorn", "neuroglancer"):
         pytest.importorskip(module, reason=f"{module} (extra `view`) is not installed")
     import uvicorn
 
     listening = socket.create_server(("127.0.0.1", 0))
-    app = build_app(folder, client_folder(), allowed_hosts=["127.0.0.1", "localhost"], **options)
+    opens = opens or stored_link(folder, at_nm, shape)
+    app = build_app(folder, client_folder(), opens, allowed_hosts=["127.0.0.1", "localhost"])
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1)
     )
@@ -134,7 +151,7 @@ def ask(port: int, path: str, method: str = "GET", **headers: str):
         connection.close()
 
 
-SHARD = f"/{NAME}.ome.zarr/0/c/0/0/0"
+SHARD = f"/data/{NAME}.ome.zarr/0/c/0/0/0"
 
 
 @pytest.fixture
@@ -192,17 +209,20 @@ def test_tags(port):
 @pytest.mark.parametrize(
     "path",
     [
-        f"/{NAME}.ome.zarr/0/c/9/9/9",
-        f"/{NAME}.ome.zarr/0/c",
-        f"/{NAME}.ome.zarr/",
-        f"/{NAME}.ome.zarr/../metadata.json",
-        f"/{NAME}.ome.zarr/..%2fmetadata.json",
-        f"/{NAME}.ome.zarr/%2e%2e/metadata.json",
-        f"/{NAME}.ome.zarr/..%5cmetadata.json",
-        f"/{NAME}.ome.zarr/%2e%2e%2f%2e%2e%2fsecret",
-        f"/{NAME}.ome.zarr//etc/passwd",
-        f"/{NAME}.ome.zarr/0%00",
+        f"/data/{NAME}.ome.zarr/0/c/9/9/9",
+        f"/data/{NAME}.ome.zarr/0/c",
+        f"/data/{NAME}.ome.zarr/",
+        f"/data/{NAME}.ome.zarr/../metadata.json",
+        f"/data/{NAME}.ome.zarr/..%2fmetadata.json",
+        f"/data/{NAME}.ome.zarr/%2e%2e/metadata.json",
+        f"/data/{NAME}.ome.zarr/..%5cmetadata.json",
+        f"/data/{NAME}.ome.zarr/%2e%2e%2f%2e%2e%2fsecret",
+        f"/data/{NAME}.ome.zarr//etc/passwd",
+        f"/data/{NAME}.ome.zarr/0%00",
         f"/{NAME}/metadata.json",
+        f"/data/{NAME}/manifest.parquet",
+        f"/data/{NAME}/../metadata.json",
+        "/data/other/metadata.json",
         "/secret",
         "/v/other/",
         f"/v/{NAME}/../../secret",
@@ -237,7 +257,7 @@ def test_home_leads_to_the_client_with_a_state(port):
     link = urlsplit(headers["location"])
     assert (link.netloc, link.path) == ("localhost:9999", f"/v/{NAME}/")
     state = json.loads(unquote(link.fragment.removeprefix("!")))
-    assert state["layers"][0]["source"] == f"zarr3://http://localhost:9999/{NAME}.ome.zarr/"
+    assert state["layers"][0]["source"] == f"zarr3://http://localhost:9999/data/{NAME}.ome.zarr/"
     status, headers, body = ask(port, link.path)
     assert status == 200
     assert headers["content-type"].startswith("text/html")
@@ -252,7 +272,7 @@ def test_from_s3_it_is_the_same(moto_s3):
         assert whole[0] == 200
         assert whole[2] == folder.read(f"{VOLUME}/0/c/0/0/0")
         assert ask(port, SHARD, Range="bytes=-20")[2] == whole[2][-20:]
-        assert ask(port, f"/{NAME}.ome.zarr/0/c/9/9/9")[0] == 404
+        assert ask(port, f"/data/{NAME}.ome.zarr/0/c/9/9/9")[0] == 404
         assert ask(port, "/")[0] == 302
 
 
@@ -286,9 +306,9 @@ def test_the_hosted_link_opens_the_publishers_volume_at_the_crop():
     link = hosted_url(spec, listed_record(spec).model_copy(update={"source_box": box}))
     assert link.startswith("https://neuroglancer-demo.appspot.com/#!")
     state = json.loads(unquote(link.partition("#!")[2]))
-    assert state["layers"][0]["source"] == f"precomputed://{spec.source.url}"
+    assert state["layers"][1]["source"] == f"precomputed://{spec.source.url}"
     assert state["position"] == [800, 700, 600]
-    assert state["layers"][1]["annotations"][0]["pointA"] == [300, 200, 100]
+    assert state["layers"][0]["annotations"][0]["pointA"] == [300, 200, 100]
     assert "position" not in json.loads(unquote(hosted_url(spec, None).partition("#!")[2]))
 
 
@@ -340,6 +360,19 @@ def test_the_hosted_link_of_other_containers(source, url):
     assert [layer["source"] for layer in state["layers"]] == [url]
     half = 0 if source["kind"] == "n5" else 0.5
     assert state["position"] == [3080 + half, 248 + half, 42 + half]
+
+
+def test_a_block_of_an_n5_that_is_not_stored_is_drawn_at_its_place():
+    """Its publisher's corner is told by the volume itself, where there is no record of it yet."""
+    spec = zarr_spec(source={"kind": "n5", "url": "https://example.org/a.n5", "group": "raw"}, volumes={})
+    corner_nm, box_nm = (600.0, 400.0, 200.0), BoxNm((640.0, 440.0, 240.0), (680.0, 480.0, 280.0))
+    record = listed_record(spec).model_copy(update={"corner_nm": corner_nm})
+    stored, published = hosted_url(spec, record, box_nm), hosted_url(spec, None, box_nm, corner_nm=corner_nm)
+    drawn, expected = (
+        [layer for layer in state_of(url)["layers"] if "annotations" in layer] for url in (published, stored)
+    )
+    assert drawn
+    assert drawn[0]["annotations"][-1] == expected[0]["annotations"][-1]
 
 
 def test_files_have_no_hosted_link():
@@ -447,7 +480,7 @@ def test_a_block_is_drawn_where_it_is():
     assert state["layers"][0] == neuroglancer_state(picture)["layers"][0]
     neuroglancer = pytest.importorskip("neuroglancer", reason="neuroglancer (extra `view`) is not installed")
     parsed = neuroglancer.parse_url(neuroglancer_url("http://h/v/em/", state))
-    assert [layer.type for layer in parsed.layers] == ["image", "annotation"]
+    assert [layer.type for layer in parsed.layers] == ["annotation", "image"]
 
 
 def test_the_box_is_that_of_the_block_that_is_read(several, tmp_path):
@@ -471,8 +504,8 @@ def test_view_at_opens_on_the_block(several):
     at_nm = grid_of(picture).box_nm(grid_of(picture).box).center
     with served(nuc, at_nm=at_nm, shape=(8, 8, 8)) as port:
         state = state_of(ask(port, "/")[1]["location"])
-    assert [layer["name"] for layer in state["layers"]] == ["cell", "cell/nuc", "cell/coarse", "block"]
-    drawn = state["layers"][-1]["annotations"][0]
+    assert [layer["name"] for layer in state["layers"]] == ["block", "cell", "cell/nuc", "cell/coarse"]
+    drawn = state["layers"][0]["annotations"][0]
     box_nm = block_box_nm(picture, at_nm, (8, 8, 8))
     expected = [nm / size for nm, size in zip(box_nm.start, VOXEL_SIZE_NM, strict=True)][::-1]
     assert drawn["pointA"] == pytest.approx(expected)
@@ -518,6 +551,21 @@ def test_without_napari_it_is_said(several):
         view_in_napari(several)
 
 
+@pytest.fixture
+def type_view(several, tmp_path, monkeypatch, capsys):
+    """Runs `em-assets view` in this process: (exit code, stderr)."""
+    monkeypatch.setenv("EM_ASSETS_ROOT", several.store.root)
+    monkeypatch.setenv("EM_ASSETS_DATASETS", str(tmp_path))
+
+    def view_command(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["em-assets", "view", *arguments, "--no-browser"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0, capsys.readouterr().err
+
+    return view_command
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -528,51 +576,113 @@ def test_without_napari_it_is_said(several):
         pytest.param(["cel"], "did you mean cell?", id="misspelt"),
     ],
 )
-def test_what_cannot_be_viewed_is_said(several, tmp_path, arguments, says):
+def test_what_cannot_be_viewed_is_said(type_view, arguments, says):
     """Before anything is served, in a sentence."""
-    done = subprocess.run(
-        [sys.executable, "-m", "em_assets.cli", "view", *arguments, "--no-browser"],
-        env={
-            **os.environ,
-            "EM_ASSETS_ROOT": several.store.root,
-            "EM_ASSETS_DATASETS": str(tmp_path),
-            "PYTHONPATH": str(ROOT),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode not in (0, 130)
-    assert says in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+    code, said = type_view(*arguments)
+    assert code not in (0, 130)
+    assert says in " ".join(said.split())
+    assert "Traceback" not in said
 
 
 def test_further_volumes_are_served_and_nothing_beside_them(several):
     """Below their own folder, with ranges; records, originals and whatever has no volume's name are not."""
     several.write("original/secret.tif", b"secret")
-    several.write("volumes/nuc.coverage.parquet", b"secret")
+    several.write("manifest.parquet", b"secret")
     several.write("volumes/Other Volume.ome.zarr/secret", b"secret")
+    several.write("volumes/Other Volume.coverage.parquet", b"secret")
     with served(several) as port:
-        status, _, body = ask(port, "/cell/volumes/nuc.ome.zarr/0/c/0/0/0", Range="bytes=-8")
+        status, _, body = ask(port, "/data/cell/volumes/nuc.ome.zarr/0/c/0/0/0", Range="bytes=-8")
         assert (status, body) == (206, several.read("volumes/nuc.ome.zarr/0/c/0/0/0")[-8:])
         state = state_of(ask(port, "/")[1]["location"])
-        assert state["layers"][1]["source"] == f"zarr3://http://127.0.0.1:{port}/cell/volumes/nuc.ome.zarr/"
+        assert state["layers"][1]["source"] == f"zarr3://http://127.0.0.1:{port}/data/cell/volumes/nuc.ome.zarr/"
         for path in [
-            "/cell/volumes/nuc.ome.zarr/../nuc.coverage.parquet",
-            "/cell/volumes/nuc.ome.zarr/%2e%2e/nuc.coverage.parquet",
-            "/cell/volumes/nuc.ome.zarr/..%2fnuc.coverage.parquet",
-            "/cell/volumes/nuc.ome.zarr%2f..%2fnuc.coverage.parquet",
-            "/cell/volumes/nuc.coverage.parquet",
-            "/cell/volumes/Other%20Volume.ome.zarr/secret",
-            "/cell/volumes/../original/secret.tif",
-            "/cell/volumes/...ome.zarr/secret",
-            "/cell/original/secret.tif",
-            "/cell/records/volumes/nuc/z000_y000_x000.json",
+            "/data/cell/volumes/nuc.ome.zarr/../nuc.coverage.parquet",
+            "/data/cell/volumes/nuc.ome.zarr/%2e%2e/nuc.coverage.parquet",
+            "/data/cell/volumes/nuc.ome.zarr/..%2fnuc.coverage.parquet",
+            "/data/cell/volumes/nuc.ome.zarr%2f..%2fnuc.coverage.parquet",
+            "/data/cell/volumes/Other%20Volume.coverage.parquet",
+            "/data/cell/volumes/Other%20Volume.ome.zarr/secret",
+            "/data/cell/volumes/../original/secret.tif",
+            "/data/cell/volumes/...ome.zarr/secret",
+            "/data/cell/original/secret.tif",
+            "/data/cell/records/volumes/nuc/z000_y000_x000.json",
             "/cell/metadata.json",
+            "/data/cell/spec.json",
         ]:
             status, _, body = ask(port, path)
             assert (status, b"secret" in body) == (404, False), path
+
+
+@pytest.mark.parametrize("sub", [pytest.param(None, id="main"), pytest.param("nuc", id="further")])
+def test_python_reads_it_by_its_address_and_knows_what_is_missing(tmp_path, sub):
+    """What the viewer calls a volume is the dataset for `em.open`, holes and all; and links of blocks lead to it."""
+    hole = Box((0, 0, 0), (25, 20, 15))
+    folder = store_all(LocalStore(tmp_path / "store"), zarr_spec(missing="record"), {sub: [hole]}).further(sub)
+    for one, layout in zarr_spec(missing="record").layouts().items():
+        own = folder.further(one)
+        write_coverage(own, layout, [record for record in own.partition_records() if record.level == 0])
+    elsewhere = quick_settings(tmp_path / "own", datasets=str(tmp_path))
+    with served(folder) as port:
+        source = [layer["source"] for layer in state_of(ask(port, "/")[1]["location"])["layers"]][sub is not None]
+        volume = em.open(source, settings=elsewhere)
+        assert volume.name == folder.title
+        assert volume.missing_fraction(hole) == 1
+        here = em.open(folder.title, settings=quick_settings(tmp_path / "store"))
+        link = here.neuroglancer_url(here.box_nm, f"http://127.0.0.1:{port}")
+        assert ask(port, urlsplit(link).path)[0] == 200
+        at = urlsplit(state_of(link)["layers"][-1]["source"].removeprefix("zarr3://")).path
+        assert ask(port, f"{at}zarr.json")[0] == 200
+        record = json.loads(ask(port, "/data/cell/metadata.json")[2])
+        assert record["local_paths"] == {"volume": "/data/cell.ome.zarr/"}
+
+
+@pytest.fixture(scope="module")
+def at_publisher(tmp_path_factory):
+    """A dataset that is not stored: (its folder in an empty store, its spec, settings, its publisher's server)."""
+    place = tmp_path_factory.mktemp("publisher")
+    publish(place / "origin")
+    with FaultyServer(place / "origin") as server:
+        spec = write_spec(place / "specs", server.url, crop={"seed": None, "origin": [5, 9, 21]})
+        settings = quick_settings(place / "store", datasets=str(place / "specs"))
+        yield DatasetFolder(LocalStore(place / "store"), "small"), spec, settings, server
+
+
+@pytest.mark.parametrize(
+    ("at_voxel", "shape", "start"),
+    [
+        pytest.param(None, (128, 128, 128), (5, 9, 21), id="the volume"),
+        pytest.param((69, 79, 96), (16, 8, 4), (61, 75, 94), id="a block"),
+    ],
+)
+def test_what_is_not_stored_is_shown_at_its_publisher(at_publisher, at_voxel, shape, start):
+    """The client of this machine, on the publisher's volume, with the box that a download or a block would be."""
+    folder, spec, settings, server = at_publisher
+    assert can_view(folder, spec)
+    at_nm = None if at_voxel is None else tuple(8.0 * n for n in at_voxel)
+    opens = published_link(folder, settings, at_nm, shape)
+    with served(folder, opens=opens) as port:
+        link = ask(port, "/")[1]["location"]
+        assert link.startswith(f"http://127.0.0.1:{port}/v/small/#!")
+        assert ask(port, "/v/small/")[0] == 200
+        assert ask(port, "/data/small/metadata.json")[0] == 404
+    state = state_of(link)
+    block, image = state["layers"]
+    assert image["source"] == f"precomputed://{server.url}/{PATH}"
+    [drawn] = block["annotations"]
+    assert drawn["pointA"][::-1] == list(start)
+    read = em.open("small", settings=settings).read((56, 66, 73), shape=(16, 8, 4))
+    assert at_voxel is None or [8.0 * n for n in drawn["pointB"][::-1]] == list(read.box_nm.stop)
+
+
+def test_what_cannot_be_shown_at_a_publisher_is_said(at_publisher, tmp_path):
+    """A place outside is named with what the volume fills; files are for no browser, and have to be got."""
+    folder, _, settings, _ = at_publisher
+    with pytest.raises(Mismatch, match=r"the block around 0, 0, 0 nm .* lies outside small, which fills"):
+        published_link(folder, settings, (0.0, 0.0, 0.0), (4, 4, 4))
+    files = DatasetFolder(LocalStore(tmp_path), "slices")
+    assert not can_view(files, files_spec())
+    with pytest.raises(Unavailable, match="em-assets get slices"):
+        view(files, spec=files_spec(), open_browser=False)
 
 
 def test_what_is_not_there_is_said_with_what_to_do(tmp_path):
@@ -678,6 +788,30 @@ def test_the_browser_draws_the_block(folder):
             assert is_coloured(pixels, np.add(middle, (side + near, 30))) == coloured
 
 
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian package chromium)")
+def test_the_browser_shows_the_publishers_volume(at_publisher):
+    """Of a dataset that is not stored: the publisher's own voxels around the box, which is a coloured line."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    folder, _, settings, _ = at_publisher
+    opens = published_link(folder, settings, tuple(8.0 * n for n in (75, 85, 95)), (32, 32, 32))
+    with served(folder, opens=opens) as port, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--ignore-gpu-blocklist"])
+        page = browser.new_page(viewport={"width": 1100, "height": 1100})
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function("window.viewer && viewer.layerManager.managedLayers.length == 2", timeout=60_000)
+        page.wait_for_function("viewer.isReady()", timeout=60_000)
+        boxes = [panel.bounding_box() for panel in page.query_selector_all(".neuroglancer-rendered-data-panel")]
+        pixels = picture_of(page, "RGB")
+        browser.close()
+    panel = min(boxes, key=lambda box: (round(box["y"] / 100), box["x"]))
+    middle = np.array([panel["y"] + panel["height"] / 2, panel["x"] + panel["width"] / 2])
+    assert is_coloured(pixels, np.add(middle, (30, 100)))
+    row, column = np.round(middle).astype(int)
+    assert np.ptp(pixels[row + 20 : row + 80, column + 20 : column + 80]) > 20  # noise, where the background is plain
+
+
 def is_coloured(pixels: np.ndarray, place: np.ndarray) -> bool:
     """Whether something that is not grey lies within three pixels of a place."""
     row, column = np.round(place).astype(int)
@@ -722,6 +856,42 @@ def colour_at(pixels: np.ndarray, panel: dict, axes: tuple[int, int], from_middl
     right = -step[Z] if across == Z else step[X]  # where Neuroglancer looks along x, z grows to the left
     row, column = panel["y"] + panel["height"] / 2 + step[down], panel["x"] + panel["width"] / 2 + right
     return pixels[round(row), round(column)]
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian package chromium)")
+def test_the_browser_shows_the_channel(folder, tmp_path):
+    """The link of a volume that is one of two channels shows that one: here the first is dark and the second bright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    array = zarr.create_array(str(tmp_path / "v.zarr/0"), shape=(2, 32, 32, 32), chunks=(1, 32, 32, 32), dtype="u1")
+    array[0], array[1] = 30, 220
+    axes = [{"name": "c", "type": "channel"}, *({"name": a, "type": "space", "unit": "nanometer"} for a in "zyx")]
+    level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 4, 4, 4]}]}
+    group = zarr.open_group(str(tmp_path / "v.zarr"), mode="a")
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}
+    found = []
+    with FaultyServer(tmp_path) as site, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, "--ignore-gpu-blocklist"])
+        for channel in (0, 1):
+            volume = em.open(f"{site.url}/v.zarr", channel=channel)
+            opens = partial(_link_through, volume, folder.name)
+            with served(folder, opens=opens) as port:
+                page = browser.new_page(viewport={"width": 1100, "height": 1100})
+                page.goto(f"http://127.0.0.1:{port}/")
+                page.wait_for_function("window.viewer && viewer.layerManager.managedLayers.length == 2", timeout=60_000)
+                page.wait_for_function("viewer.isReady()", timeout=60_000)
+                panel = page.query_selector(".neuroglancer-rendered-data-panel").bounding_box()
+                pixels = picture_of(page)
+            y, x = (int(panel[at] + panel[size] / 2) for at, size in (("y", "height"), ("x", "width")))
+            found.append(pixels[y + 20, x + 20])
+        browser.close()
+    assert found[0] < 100
+    assert found[1] > 180
+
+
+def _link_through(volume, name, origin):
+    return volume.neuroglancer_url(volume.box_nm, f"{origin}/v/{name}")
 
 
 def picture_of(page, mode="L") -> np.ndarray:

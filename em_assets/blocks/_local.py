@@ -122,7 +122,8 @@ class LocalChunks:
         """Nothing is decoded before all are found, so what is done for each cell is little."""
         found: dict[Zyx, tuple[Callable[[int, int], Encoded], int, _Index | None] | None] = {}
         (per_c, per_z, per_y, per_x), (step_c, step_z, step_y, step_x) = self._per_file, self._steps
-        first = self._channel % per_c * step_c
+        sharding = self._array.sharding
+        first = self._channel % per_c * step_c + (0 if sharding is None else sharding.first_entry)
         held = _files.most // 4  # of these files the pieces keep them open until they are decoded
         for number, (z, y, x) in enumerate(cells):
             place = z // per_z, y // per_y, x // per_x

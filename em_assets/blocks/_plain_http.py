@@ -42,6 +42,7 @@ DRAIN_BYTES = 64 * 2**10
 ONCE = (b"content-length", b"content-range", b"content-encoding", b"transfer-encoding", b"etag")
 """Headers that contradict themselves if they come twice."""
 NOT_THERE = (403, 404, 410)
+ETAG = re.compile(r'(W/)?"[!#-~]*"')
 
 
 class NotPlain(Exception):
@@ -68,23 +69,27 @@ class Connections:
         self._lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
 
-    def ask(self, url: str, byte_range: str | None, settings: Settings) -> Answer:
+    def ask(self, url: str, byte_range: str | None, settings: Settings, known_etag: str | None = None) -> Answer:
         """A reply whose body is still to come: 206 to a range (`0-9`, `-10`), 200 without one.
 
-        Raises NotThere for 403, 404 and 410, NotPlain for all else.
+        Or 304 without a body if the object still has the ETag that is known of it. Raises NotThere for 403, 404 and
+        410, NotPlain for all else.
         """
         address = _address(url)
         key = address.secure, address.name, address.port
         if time.monotonic() < self._patient_until.get(key, 0.0):
             raise NotPlain("its server gave other replies than plain ones")
         wanted = "" if byte_range is None else f"Range: bytes={byte_range}\r\n"
+        is_known = known_etag is not None and ETAG.fullmatch(known_etag) is not None
+        if is_known:
+            wanted += f"If-None-Match: {known_etag}\r\n"
         request = (
             f"GET {address.target} HTTP/1.1\r\nHost: {address.host}\r\nUser-Agent: em_assets\r\n"
             f"Accept: */*\r\nAccept-Encoding: identity\r\n{wanted}\r\n"
         ).encode("ascii")
         answer = self._sent(address, request, settings)
         try:
-            self._judge(answer, key, url, 200 if byte_range is None else 206)
+            self._judge(answer, key, url, (200 if byte_range is None else 206, 304 if is_known else None))
         except BaseException:
             answer.close()
             raise
@@ -140,13 +145,13 @@ class Connections:
                 self._tls.set_alpn_protocols(["http/1.1"])
             return self._tls
 
-    def _judge(self, answer: Answer, key: tuple[bool, str, int], url: str, wanted: int) -> None:
+    def _judge(self, answer: Answer, key: tuple[bool, str, int], url: str, wanted: tuple[int | None, ...]) -> None:
         if answer.status in NOT_THERE:
             answer.drain()
             what = "does not exist or is not public" if answer.status == 403 else "does not exist"
             raise NotThere(f"{safe_url(url)} {what} ({answer.status}); check the address.", answer.status)
         is_encoded = answer.says("content-encoding") not in (None, "identity")
-        if answer.status != wanted or answer.length is None or is_encoded:
+        if answer.status not in wanted or answer.length is None or is_encoded:
             self._patient_until[key] = time.monotonic() + PATIENT_SECONDS
             raise NotPlain(f"answered {answer.status}, or in a form that was not asked for")
 
@@ -179,6 +184,8 @@ class Answer:
         is_stated = re.fullmatch(rb"\d{1,19}", stated) and b"transfer-encoding" not in head.headers
         self.length = int(stated) if is_stated else None
         """Of the body; None where it must be found out by reading."""
+        if head.status == 304:  # what it states is what a 200 would have
+            self.length = 0
 
     def says(self, name: str) -> str | None:
         """A header, None where it is empty or not there."""

@@ -4,10 +4,10 @@ It has the voxels, the place and the missing parts that its standardized volume 
 one: the same box of the publisher's volume, found the same way, by the same readers. It has no coarser levels, which
 are made by standardizing, and no statistics.
 
-Files on an HTTP server, one or a series, are read in parts where their voxels lie at known places: TIFF, DM3, DM4, MRC.
-Headers come first, then of the files that a box touches the rows that it needs; what lies between two rows comes along
-where that costs less than asking twice. Each file's size is compared with the spec, but no checksum, which takes all of
-it, and it stays the version that it was when its header was read.
+Files on an HTTP server, one or a series, are read in parts where their voxels lie at known places: TIFF, DM3, DM4, MRC,
+HDF5. Headers come first, then of the files that a box touches the rows or chunks that it needs; what lies between two
+comes along where that costs less than asking twice. Each file's size is compared with the spec, but no checksum, which
+takes all of it, and it stays the version that it was when its header was read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from em_assets.blocks.engine import Engine, Missing
-from em_assets.blocks.geometry import BoxNm, Grid
+from em_assets.blocks.geometry import BoxNm, Grid, Nm3
 from em_assets.blocks.volume import Description, Level, Volume
 from em_assets.datasets.source import FilesSource, PrecomputedSource, VolumeFiles
 from em_assets.datasets.spec import DatasetSpec, Layout
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from em_assets.standardize.intensity import Intensity
     from em_assets.standardize.presence import Presence
 
-IN_PARTS = ("tiff", "dm", "mrc")
+IN_PARTS = ("tiff", "dm", "mrc", "hdf5")
 """Formats whose voxels lie at places that their headers tell."""
 
 
@@ -66,7 +66,7 @@ def published_volume(spec: DatasetSpec, sub: str | None, settings: Settings) -> 
     level = Level(0, _grid(layout, info, place), info.chunk)
     dtype = np.dtype(layout.dtype).newbyteorder("<")
     description = Description(layout.name, layout.name, (level,), dtype, layout.content, _convention(source.reader))
-    return Volume(description, PublishedVolume(spec, sub, settings, place))
+    return Volume(description, PublishedVolume(spec, sub, settings, place, info.corner_nm))
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class PublishedVolume:
     settings: Settings
     place: Box
     """In the publisher's voxels."""
+    corner_nm: Nm3
+    """Of the publisher's volume."""
 
     def open(self) -> OpenedPublished:
         return OpenedPublished(self)
@@ -94,7 +96,7 @@ class PublishedVolume:
     def neuroglancer_url(self, box_nm: BoxNm, client_url: str | None) -> str:
         from em_assets.neuroglancer import hosted_url
 
-        found = hosted_url(self.spec, None, box_nm, client_url)
+        found = hosted_url(self.spec, None, box_nm, client_url, self.corner_nm)
         if found is None:
             raise Unsupported(f"{self.spec.name} is published as files, which no browser reads; get it and view it.")
         return found

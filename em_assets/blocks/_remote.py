@@ -1,11 +1,12 @@
 """Encoded chunks over HTTP(S), or out of a store in S3: an engine's `Chunks`.
 
 An index of a shard is read once, in one round trip, and kept with the version (ETag, time, size) of its shard; again
-only if it lacks what is wanted, or the shard is another one. Whatever
-a call of `fetch` needs is planned at once and in flight together, neighbours in one request, and each chunk is given as
-soon as its last byte is there. How requests travel is `_plain_http.py`, which has the measurements behind it; what
-goes wrong there is asked for again by `HttpClient`, with its patience and its errors. S3 is read at plain addresses,
-signed ones (`_signed_s3.py`) of a store of our own.
+only if it lacks what is wanted, or the shard is another one. Chunks that were decoded last are kept with the version of
+their object, and given again if the server has said lately that it is still that one. Whatever a call of `fetch` needs
+is planned at once and in flight together, neighbours in one request, and each chunk is given when its last byte is
+there. How requests travel is `_plain_http.py`, which has the measurements behind it; what goes wrong there is asked for
+again by `HttpClient`, with its patience and its errors. S3 is read at plain addresses, signed ones (`_signed_s3.py`) of
+a store of our own.
 
 Threads, connections and indices belong to the process (`_remote_process.py`): a forked child has its own.
 """
@@ -17,26 +18,29 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from em_assets.blocks._plain_http import Answer, NotPlain
-from em_assets.blocks._remote_process import ROOM_BYTES, IndexCache, Process, this_process
+from em_assets.blocks._remote_process import ROOM_BYTES, ChunkPlace, IndexCache, KeptChunk, Process, this_process
 from em_assets.blocks._signed_s3 import signed_url
+from em_assets.blocks.engine import ToKeep
 from em_assets.errors import Mismatch, Unsupported
 from em_assets.fetch.hosts import Interrupted
 from em_assets.fetch.http import HttpClient, Interrupt, NotThere, OnBytes, Reply, safe_url
 from em_assets.fetch.ranges import GAP_BYTES, RangeRequest, plan_requests
 from em_assets.fetch.streams import Version
-from em_assets.formats._zarr_shards import ABSENT, ShardTable, bad_index, read_table
+from em_assets.formats._zarr_shards import ShardTable, bad_index, read_table
 from em_assets.settings import S3Access, Settings
 from em_assets.store import ObjectStore, open_store
 from em_assets.volume import Zyx
@@ -51,9 +55,15 @@ READ_OVER = 0.05
 HELD_BYTES = 32 * 2**20
 """Asked for and not yet taken, of one call: enough for a gigabit at 200 ms; with more, memory is not used again while
 it is still in the cache (batches of 32 blocks took twice as long with 256 MB). `Settings.memory_bytes` may be less."""
-ABSENCE_SECONDS = 1.0
-"""How long an index is believed that says of a chunk that it was never written: a repair must show. Where a chunk is,
-the version of the shard that comes with it tells."""
+BELIEVED_SECONDS = 1.0
+"""How long it is believed without asking that a chunk was never written, and that a kept one is still the stored one: a
+repair must show. Where bytes of a shard come, its version comes with them and tells."""
+OBJECT_BELIEVED_SECONDS = 60.0
+"""The same of a kept chunk that is an object of its own: nothing else would tell, and asking for each costs half of
+fetching it. Such objects have no common version anyway."""
+FEW_ENDED = 4
+"""Where fewer chunks wait to be decoded, each is handed over as soon as it is there; else all of a reply together: that
+wakes fewer threads (a tenth of the CPU time of batches)."""
 PAGE_STARTS = (b"<!doctype html", b"<html")
 
 log = logging.getLogger(__name__)
@@ -64,17 +74,29 @@ class RemoteChunks:
 
     is_immediate = False
 
-    def __init__(self, reader: ChunkedReader, settings: Settings, indices: IndexCache | None = None) -> None:
-        """`store:///` addresses are those of the store at `settings.root`. `indices`: others than the process's."""
+    def __init__(
+        self,
+        reader: ChunkedReader,
+        settings: Settings,
+        indices: IndexCache | None = None,
+        on_version: Callable[[Version], None] | None = None,
+    ) -> None:
+        """`store:///` addresses are those of the store at `settings.root`. `indices`: others than the process's.
+
+        `on_version` is told of each shard before chunks of it are given, from any thread.
+        """
         self.reader, self.settings = reader, settings
-        self._indices = indices
+        self._indices, self.on_version = indices, on_version
         self._url, self._access = reader.url, None
         if reader.url.startswith("store:"):
             self._url, self._access = _in_store(reader.url, settings)
+        endpoint = self._access and self._access.endpoint_url
+        self.read_as = f"{reader.array.codec} {reader.axes} {reader.channels} {reader.time} {endpoint}"
+        """How bytes of a chunk become voxels, and where an `s3://` address is."""
         self._clients: dict[int, HttpClient] = {}
 
-    def fetch(self, cells: Sequence[Zyx]) -> Iterator[tuple[int, memoryview | bytes | None]]:
-        """(place in `cells`, encoded bytes, None where nothing is stored) of each, as they come.
+    def fetch(self, cells: Sequence[Zyx]) -> Iterator[tuple[int, Chunk | None]]:
+        """(place in `cells`, the chunk, None where nothing is stored) of each, as they come.
 
         All chunks of a shard are of one version of it. Raises Mismatch if it changes meanwhile, Malformed if its index
         is damaged, Unavailable; and ends what is still under way when it is closed.
@@ -153,6 +175,22 @@ class _Shard:
 
 
 @dataclass(slots=True, eq=False)
+class _Plan:
+    """Where a shard's index says that its chunks are."""
+
+    table: ShardTable
+    wanted: list[tuple[int, int, int]]
+    """(row, start, stop) of the chunks that have to come."""
+    ready: list[tuple[int, NDArray[Any] | None]]
+    """(row, its voxels that were kept; None if it was never written)."""
+
+    @property
+    def must_be_recent(self) -> bool:
+        """Something is ready that no reply would vouch for."""
+        return bool(self.ready) and (not self.wanted or any(voxels is None for _, voxels in self.ready))
+
+
+@dataclass(slots=True, eq=False)
 class _Part:
     """One request for chunks of a shard."""
 
@@ -163,16 +201,18 @@ class _Part:
     stop: int
     todo: deque[tuple[int, int, int]]
     """(row, start, stop) of the chunks within that were not given yet, in the order of their bytes."""
-    absent: list[int] = field(default_factory=list)
-    """Rows that the index says were never written; told once the shard is known to be the one it belongs to."""
+    ready: list[tuple[int, NDArray[Any] | None]] = field(default_factory=list)
+    """As in the plan; told once the shard is known to be the one that they belong to."""
 
     @property
     def held_bytes(self) -> int:
         return sum(stop - start for _, start, stop in self.todo)
 
 
-Ended = tuple[int, memoryview | None, int]
-"""(row, encoded bytes, bytes to be counted as free again)."""
+Chunk = memoryview | ToKeep | NDArray[Any]
+"""Encoded bytes, with or without somebody who wants the voxels; or voxels that were kept."""
+Ended = tuple[int, Chunk | None, int]
+"""(row, the chunk, bytes to be counted as free again)."""
 
 
 class _Fetch:
@@ -183,6 +223,8 @@ class _Fetch:
         self._reader, self._settings = chunks.reader, chunks.settings
         self._max_chunk_bytes = chunks.reader.array.codec.max_bytes
         self._sharding = chunks.reader.array.sharding
+        most = chunks.settings.kept_chunk_bytes
+        self._kept = process.kept(most) if most else None
         self._gate = chunks.gate(process)
         self._interrupt = Interrupt()
         self._ended: SimpleQueue[Ended | BaseException] = SimpleQueue()
@@ -191,7 +233,7 @@ class _Fetch:
         self._held_bytes = 0
         self._most_bytes = min(HELD_BYTES, chunks.settings.memory_bytes)
 
-    def run(self, cells: Sequence[Zyx]) -> Iterator[tuple[int, memoryview | None]]:
+    def run(self, cells: Sequence[Zyx]) -> Iterator[tuple[int, Chunk | None]]:
         try:
             self._begin(cells)
             for _ in range(len(cells)):
@@ -214,24 +256,46 @@ class _Fetch:
         if array.sharding is None:
             for row, place in enumerate(places.tolist()):
                 url = self._chunks.url_of(array.name_of(tuple(place)))
-                self._start(array.codec.room_bytes, partial(self._receive_object, url, row))
+                kept = self._recall((url, 0, 0, self._chunks.read_as))
+                if kept is not None and time.monotonic() - kept.seen_at < OBJECT_BELIEVED_SECONDS:
+                    self._ended.put((row, kept.voxels, 0))
+                else:
+                    self._start(array.codec.room_bytes, partial(self._receive_object, url, row, kept))
             return
         shards, rows_of, entries = array.sharding.spread(places)
         for shard, rows in zip(shards, rows_of, strict=True):
             wanted = _Shard(self._chunks.url_of(array.name_of(shard)), rows.tolist(), entries[rows].tolist())
             table = self._indices.get(wanted.url)
-            if table is not None and self._is_doubtful(wanted, table):
-                self._indices.drop(table)
-                table = None
-            if table is None:
+            plan = None if table is None else self._planned(wanted, table)
+            if plan is not None and plan.must_be_recent and self._indices.age_seconds(plan.table) > BELIEVED_SECONDS:
+                self._indices.drop(plan.table)
+                plan = None
+            if plan is None:
                 self._start(array.sharding.index_bytes, partial(self._read_index, wanted))
             else:
-                self._ask(wanted, table)
+                self._ask(wanted, plan)
 
-    def _is_doubtful(self, shard: _Shard, table: ShardTable) -> bool:
-        """Whether the index is older than what it says of absent chunks holds."""
-        is_absent = (table.entries[shard.entries] == ABSENT).all(axis=1).any()
-        return bool(is_absent) and self._indices.age_seconds(table) > ABSENCE_SECONDS
+    def _planned(self, shard: _Shard, table: ShardTable) -> _Plan:
+        plan = _Plan(table, [], [])
+        for row, entry in zip(shard.rows, shard.entries, strict=True):
+            place = table.place(entry, self._max_chunk_bytes)
+            if place is None:
+                plan.ready.append((row, None))
+                continue
+            kept = self._recall((shard.url, *place, self._chunks.read_as))
+            if kept is not None and kept.version == table.version:
+                plan.ready.append((row, kept.voxels))
+            else:
+                plan.wanted.append((row, *place))
+        return plan
+
+    def _recall(self, place: ChunkPlace) -> KeptChunk | None:
+        return None if self._kept is None else self._kept.get(place)
+
+    def _to_keep(self, data: memoryview, place: ChunkPlace, version: Version) -> Chunk:
+        if self._kept is None or not self._kept.wants_next:
+            return data
+        return ToKeep(data, partial(self._kept.put, place, version, time.monotonic()))
 
     def _own_places(self, cells: Sequence[Zyx]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
         """The cells in the array's own axis order, row by row."""
@@ -290,7 +354,7 @@ class _Fetch:
             for row in shard.rows:
                 self._ended.put((row, None, 0))
         else:
-            self._ask(shard, table)
+            self._ask(shard, self._planned(shard, table))
         assert self._sharding is not None
         self._release(self._sharding.index_bytes)
 
@@ -321,23 +385,22 @@ class _Fetch:
 
     # Chunks of a shard
 
-    def _ask(self, shard: _Shard, table: ShardTable) -> None:
+    def _ask(self, shard: _Shard, plan: _Plan) -> None:
         """Starts the requests for what is wanted of a shard whose index is known."""
-        wanted, absent = [], []
-        for row, entry in zip(shard.rows, shard.entries, strict=True):
-            place = table.place(entry, self._max_chunk_bytes)
-            if place is None:
-                absent.append(row)
-            else:
-                wanted.append((row, *place))
-        if not wanted:
-            for row in absent:
-                self._ended.put((row, None, 0))
-        for request in coalesced([(start, stop) for _, start, stop in wanted]):
-            todo = deque(wanted[piece] for piece in request.pieces)
-            part = _Part(shard, shard.attempt, table, request.start, request.stop, todo, absent)
-            absent = []
+        if self._chunks.on_version is not None:
+            self._chunks.on_version(plan.table.version)
+        ready = plan.ready
+        if not plan.wanted:
+            self._tell(ready)
+        for request in coalesced([(start, stop) for _, start, stop in plan.wanted]):
+            todo = deque(plan.wanted[piece] for piece in request.pieces)
+            part = _Part(shard, shard.attempt, plan.table, request.start, request.stop, todo, ready)
+            ready = []
             self._start(part.held_bytes, partial(self._receive, part))
+
+    def _tell(self, ready: Sequence[tuple[int, NDArray[Any] | None]]) -> None:
+        for row, voxels in ready:
+            self._ended.put((row, voxels, 0))
 
     def _receive(self, part: _Part) -> None:
         try:
@@ -359,9 +422,9 @@ class _Fetch:
                     return
                 while part.todo:
                     self._interrupt.check()
-                    chunk_stop = part.todo[0][2] - part.start
-                    answer.fill(room[answer.received : chunk_stop])
-                    self._give(part, room[:chunk_stop])
+                    stop = part.todo[0 if self._ended.qsize() < FEW_ENDED else -1][2] - part.start
+                    answer.fill(room[answer.received : stop])
+                    self._give(part, room[:stop])
         except NotPlain as odd:
             received = 0 if answer is None else answer.received
             log.debug("%s, bytes %d-%d: %s", url, part.start, part.stop, odd)
@@ -375,14 +438,19 @@ class _Fetch:
         difference = part.table.version.difference(version)
         if difference is not None:
             self._changed(part, difference)
-        return difference is None
+            return False
+        if version.etag or version.last_modified:
+            self._indices.confirm(part.table)
+        return True
 
     def _give(self, part: _Part, body: memoryview) -> None:
         """Hands over the chunks that lie wholly in what has come."""
         whole: list[Ended] = []
         while part.todo and part.todo[0][2] - part.start <= len(body):
             row, start, stop = part.todo.popleft()
-            whole.append((row, body[start - part.start : stop - part.start], stop - start))
+            data = body[start - part.start : stop - part.start]
+            chunk = self._to_keep(data, (part.shard.url, start, stop, self._chunks.read_as), part.table.version)
+            whole.append((row, chunk, stop - start))
         if not whole:
             return
         with self._lock:
@@ -391,9 +459,8 @@ class _Fetch:
         if is_outdated:
             self._release(sum(size for _, _, size in whole))
             return
-        for row in part.absent:
-            self._ended.put((row, None, 0))
-        part.absent = []
+        self._tell(part.ready)
+        part.ready = []
         for ended in whole:
             self._ended.put(ended)
 
@@ -412,32 +479,39 @@ class _Fetch:
 
     # A chunk that is an object of its own
 
-    def _receive_object(self, url: str, row: int) -> None:
+    def _receive_object(self, url: str, row: int, kept: KeptChunk | None) -> None:
+        chunk: Chunk
         size = self._reader.array.codec.room_bytes
         try:
             try:
-                body = self._object(url)
+                chunk = self._object(url, kept)
             except NotPlain as odd:
                 log.debug("%s: %s", url, odd)
                 reply = self._chunks.get(url, max_bytes=self._max_chunk_bytes, interrupt=self._interrupt)
-                body = memoryview(reply.body)
+                chunk = memoryview(reply.body)
         except NotThere as refusal:
             self._reader.accept_absence(refusal)
             self._ended.put((row, None, size))
         else:
-            self._ended.put((row, body, size))
+            self._ended.put((row, chunk, size))
 
-    def _object(self, url: str) -> memoryview:
-        with self._plainly(url, None) as answer:
+    def _object(self, url: str, kept: KeptChunk | None) -> Chunk:
+        with self._plainly(url, None, None if kept is None else kept.version.etag) as answer:
+            if kept is not None and answer.status == 304:
+                if (difference := kept.version.difference(answer.version(None))) is not None:
+                    raise NotPlain(f"it is said to be unchanged, but {difference}")
+                kept.seen_at = time.monotonic()
+                return kept.voxels
             if answer.length is None or answer.length > self._max_chunk_bytes:
                 raise NotPlain(f"it has {answer.length} bytes")
             body = answer.read(self._process.rooms.take)
+            version = answer.version(len(body))
         if bytes(body[:64]).lstrip().lower().startswith(PAGE_STARTS):
             raise NotPlain("it is a web page")
-        return body
+        return self._to_keep(body, (url, 0, 0, self._chunks.read_as), version)
 
-    def _plainly(self, url: str, byte_range: str | None) -> Answer:
-        return self._process.connections.ask(self._chunks.asked(url), byte_range, self._settings)
+    def _plainly(self, url: str, byte_range: str | None, known_etag: str | None = None) -> Answer:
+        return self._process.connections.ask(self._chunks.asked(url), byte_range, self._settings, known_etag)
 
 
 def coalesced(pieces: Sequence[tuple[int, int]]) -> list[RangeRequest]:

@@ -1,21 +1,25 @@
-"""What the remote volumes of one process share: threads, connections, and the indices of shards."""
+"""What the remote volumes of one process share: threads, connections, indices of shards, chunks that were decoded."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from em_assets.blocks._plain_http import Connections
+from em_assets.fetch.streams import Version
+from em_assets.formats._recent import Recent
 from em_assets.formats._zarr_shards import ShardTable
 
 CONNECTIONS = 64
@@ -24,48 +28,53 @@ INDEX_BYTES = 64 * 2**20
 """Of indices that are kept: 4 million chunks, 8 TB of voxels in chunks of 128^3."""
 ROOM_BYTES = 2**20
 """What a request asks for at most, unless a chunk is larger."""
+BESIDES_BYTES = 1200
+"""What a chunk that is kept takes besides its voxels: its address, its version and the objects that hold them. Many
+publishers have chunks of less."""
+JUDGED_AFTER = 1000
+"""Chunks, whether it is of use to keep them."""
+USEFUL_SHARE = 1 / 12
+"""Of them must have been there: less than the eighth that is kept at least, so that this can be reached again."""
+
+
+@dataclass(slots=True, eq=False)
+class _Seen:
+    table: ShardTable
+    seen_at: float
+    """On the monotonic clock."""
 
 
 class IndexCache:
     """Indices of shards by address, at most so many bytes: those used last. Safe for use by several threads."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._held_bytes = 0
-        self._tables: OrderedDict[str, ShardTable] = OrderedDict()
-        self._put_at: dict[str, float] = {}
-        """On the monotonic clock."""
+        self._held: Recent[str, _Seen] = Recent(max_bytes)
         self._lock = threading.Lock()
         self._being_read: dict[str, threading.Lock] = {}
 
     def get(self, url: str) -> ShardTable | None:
-        with self._lock:
-            table = self._tables.get(url)
-            if table is not None:
-                self._tables.move_to_end(url)
-            return table
+        seen = self._held.get(url)
+        return None if seen is None else seen.table
 
     def age_seconds(self, table: ShardTable) -> float:
-        """Since it was put; infinite if it is not here any more."""
-        with self._lock:
-            if self._tables.get(table.url) is not table:
-                return math.inf
-            return time.monotonic() - self._put_at[table.url]
+        """Since its shard was last seen to be the one that it is of; infinite if it is not here any more."""
+        seen = self._held.get(table.url)
+        return math.inf if seen is None or seen.table is not table else time.monotonic() - seen.seen_at
+
+    def confirm(self, table: ShardTable) -> None:
+        """Its shard was seen again."""
+        seen = self._held.get(table.url)
+        if seen is not None and seen.table is table:
+            seen.seen_at = time.monotonic()
 
     def put(self, table: ShardTable) -> None:
-        with self._lock:
-            self._remove(table.url)
-            self._tables[table.url] = table
-            self._put_at[table.url] = time.monotonic()
-            self._held_bytes += table.entries.nbytes
-            while self._held_bytes > self._max_bytes:
-                self._remove(next(iter(self._tables)))
+        self._held.put(table.url, _Seen(table, time.monotonic()), table.entries.nbytes)
 
     def drop(self, table: ShardTable) -> None:
         """Unless it was replaced already."""
-        with self._lock:
-            if self._tables.get(table.url) is table:
-                self._remove(table.url)
+        seen = self._held.get(table.url)
+        if seen is not None and seen.table is table:
+            self._held.drop(table.url, seen)
 
     @contextlib.contextmanager
     def reading(self, url: str) -> Iterator[None]:
@@ -79,11 +88,54 @@ class IndexCache:
             with self._lock:
                 self._being_read.pop(url, None)
 
-    def _remove(self, url: str) -> None:
-        table = self._tables.pop(url, None)
-        self._put_at.pop(url, None)
-        if table is not None:
-            self._held_bytes -= table.entries.nbytes
+
+ChunkPlace = tuple[str, int, int, str]
+"""Address of an object; which of its bytes, (0, 0) being all of them; and how they become voxels: another channel, or
+another description of the array, makes others of the same bytes."""
+
+
+@dataclass(slots=True, eq=False)
+class KeptChunk:
+    version: Version
+    """Of the object that it was decoded from."""
+    voxels: NDArray[Any]
+    seen_at: float
+    """When the object was last seen to be of this version, on the monotonic clock."""
+
+
+class KeptChunks:
+    """Decoded chunks by where they came from, at most so many bytes: those used last. Safe for several threads.
+
+    To keep one costs a tenth of fetching and decoding it (memory that is in no processor's cache), so where hardly any
+    is asked for again only each eighth is kept: that shows when it changes.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held: Recent[ChunkPlace, KeptChunk] = Recent(max_bytes)
+        self._is_useful = True
+        self._turns = itertools.count()
+        self._asked = self._found = 0  # since it was last judged; roughly, because several threads count
+
+    def get(self, place: ChunkPlace) -> KeptChunk | None:
+        found = self._held.get(place)
+        self._asked += 1
+        self._found += found is not None
+        return found
+
+    @property
+    def wants_next(self) -> bool:
+        """Whether the next chunk is worth keeping."""
+        if self._asked >= JUDGED_AFTER and self._held.is_full:
+            self._is_useful = self._found >= USEFUL_SHARE * self._asked
+            self._asked = self._found = 0
+        return self._is_useful or next(self._turns) % 8 == 0
+
+    def put(self, place: ChunkPlace, version: Version, seen_at: float, voxels: NDArray[Any]) -> None:
+        """`voxels` must not change any more. Without a tag or a time it could not be told whether they are outdated."""
+        size = voxels.nbytes + BESIDES_BYTES
+        if (version.etag or version.last_modified) and size <= self._max_bytes:
+            self._held.put(place, KeptChunk(version, voxels, seen_at), size)
 
 
 class Threads:
@@ -148,6 +200,12 @@ class Process:
         self.indices = IndexCache(INDEX_BYTES)
         self.rooms = Rooms(ROOM_BYTES, CONNECTIONS)
         self.gates: dict[tuple[str, int], threading.BoundedSemaphore] = {}
+        self._kept: dict[int, KeptChunks] = {}
+
+    def kept(self, max_bytes: int) -> KeptChunks:
+        """Shared by all volumes whose settings allow so many bytes."""
+        found = self._kept.get(max_bytes)
+        return self._kept.setdefault(max_bytes, KeptChunks(max_bytes)) if found is None else found
 
 
 _processes: dict[int, Process] = {}

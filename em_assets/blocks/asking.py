@@ -72,7 +72,7 @@ class Options:
             from em_assets.blocks.opening import open as open_volume
 
             labels = open_volume(labels)
-        if labels is not None and labels.dtype.kind not in "iu":
+        if labels is not None and labels.dtype.kind not in "biu":
             raise Mismatch(f"{labels.name} is {labels.dtype}, so it holds no labels; name a volume that does.")
         made = np.dtype(np.float32) if normalize else volume.dtype
         wanted = None if dtype is None else _dtype(volume, dtype, made)
@@ -204,6 +204,8 @@ def _require_held(volume: Volume, dtype: np.dtype[Any], fill: float) -> None:
     value = float(fill)
     if dtype.kind == "f":
         is_held = not math.isfinite(value) or abs(value) <= float(np.finfo(dtype).max)
+    elif dtype.kind == "b":
+        is_held = value in (0, 1)
     else:
         limits = np.iinfo(dtype)
         is_held = math.isfinite(value) and limits.min <= fill <= limits.max and value.is_integer()
@@ -217,7 +219,7 @@ def _dtype(volume: Volume, asked: Any, found: np.dtype[Any]) -> np.dtype[Any]:
         wanted = np.dtype(asked)
     except TypeError:
         raise Mismatch(f"{volume.name}: the dtype is {asked!r}, expected one such as 'float32'.") from None
-    if wanted.kind != "f" and not (wanted.kind in "iu" and np.can_cast(found, wanted, "safe")):
+    if wanted.kind != "f" and not (wanted.kind in "biu" and np.can_cast(found, wanted, "safe")):
         raise Mismatch(f"{volume.name} is {found}, which {wanted} does not hold; ask for a type that does.")
     return wanted.newbyteorder("<")
 

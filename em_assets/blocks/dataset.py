@@ -348,6 +348,6 @@ def _common_type(volumes: Iterable[Volume]) -> np.dtype[Any] | None:
     if not types:
         return None
     common: np.dtype[Any] = np.result_type(*types)
-    if common.kind not in "iu":
+    if common.kind not in "biu":
         raise Malformed(f"the volumes of labels are {types}, which no integer type holds together; take some of them.")
     return common

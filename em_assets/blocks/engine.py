@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -57,12 +57,22 @@ class Chunks(Protocol):
     is_immediate: bool
     """Nothing is waited for: bytes are in memory, or in the page cache."""
 
-    def fetch(self, cells: Sequence[Zyx]) -> Iterator[tuple[int, Encoded | None]]:
-        """(place in `cells`, its encoded bytes, None where nothing is stored) of each, as they come."""
+    def fetch(self, cells: Sequence[Zyx]) -> Iterator[tuple[int, Fetched | None]]:
+        """(place in `cells`, the chunk, None where nothing is stored) of each, as they come."""
+
+
+class ToKeep(NamedTuple):
+    """Encoded bytes of a chunk whose voxels are wanted back."""
+
+    data: memoryview | bytes
+    keep: Callable[[NDArray[Any]], None]
+    """Is given the voxels (z, y, x), which nobody changes any more."""
 
 
 Encoded = memoryview | bytes | Callable[[], "memoryview | bytes"]
 """A function reads them: it is called by the thread that decodes."""
+Fetched: TypeAlias = "Encoded | ToKeep | NDArray[Any]"
+"""An array: the voxels (z, y, x), which were kept."""
 
 
 class ChunkEngine:
@@ -95,7 +105,7 @@ class ChunkEngine:
                     if data is None:
                         self._leave_out(jobs[number], boxes, outs, missing)
                     else:
-                        self._place(jobs[number], data() if callable(data) else data, boxes, outs)
+                        self._place(jobs[number], self._voxels(jobs[number][0], data), boxes, outs)
             except BaseException:  # the others need not go on
                 stopped = True
                 raise
@@ -133,10 +143,19 @@ class ChunkEngine:
                 found.setdefault(cell, []).append(number)
         return list(found.items())
 
-    def _place(self, job: _Job, data: memoryview | bytes, boxes: Sequence[Box], outs: Sequence[NDArray[Any]]) -> None:
+    def _voxels(self, cell: Zyx, data: Fetched) -> NDArray[Any]:
+        """They last until this thread decodes the next."""
+        if isinstance(data, ToKeep):
+            voxels = self._decode(cell, data.data)
+            data.keep(self._decode.lasting(voxels))
+            return voxels
+        if isinstance(data, np.ndarray):
+            return data
+        return self._decode(cell, data() if callable(data) else data)
+
+    def _place(self, job: _Job, chunk: NDArray[Any], boxes: Sequence[Box], outs: Sequence[NDArray[Any]]) -> None:
         """Plain integers, not boxes: this runs for every chunk, and what is Python here runs one thread at a time."""
         cell, numbers = job
-        chunk = self._decode(cell, data)
         cz, cy, cx = self._reader.info.chunk
         low_z, low_y, low_x = cell[0] * cz, cell[1] * cy, cell[2] * cx
         for number in numbers:
@@ -202,6 +221,10 @@ class _Decoder:
         voxels = reader.turned(decoded)[self._channel % reader.chunk[0]]
         return voxels
 
+    def lasting(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """What was decoded, or a copy if its memory is used again."""
+        return voxels if self._is_usual and self._is_zstd and not voxels.flags.writeable else voxels.copy()
+
     def where(self, cell: Zyx) -> str:
         """The chunk's name in a message."""
         return self._reader.where((self._channel // self._reader.chunk[0], *cell))
@@ -227,15 +250,15 @@ class _Decoder:
 
 
 def _taker(
-    source: Iterator[tuple[int, Encoded | None]], *, is_immediate: bool
-) -> Callable[[], tuple[int, Encoded | None] | None]:
+    source: Iterator[tuple[int, Fetched | None]], *, is_immediate: bool
+) -> Callable[[], tuple[int, Fetched | None] | None]:
     """Gives the next one to whichever thread asks, None when there are no more."""
     if is_immediate:
         items = iter(list(source))
         return lambda: next(items, None)  # one step of the interpreter
     turn = threading.Lock()
 
-    def take() -> tuple[int, Encoded | None] | None:
+    def take() -> tuple[int, Fetched | None] | None:
         with turn:
             return next(source, None)
 

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
-from em_assets.blocks._backings import (
-    PlacedVolume,
+from em_assets.blocks._backings import PlacedVolume, ServedVolume, StoredVolume
+from em_assets.blocks._choice import Choice, part_of
+from em_assets.blocks._describing import content_of, description
+from em_assets.blocks._readers import (
     Refused,
-    ServedVolume,
-    StoredVolume,
-    content_of,
-    description,
     is_in_s3,
     is_refusal,
     open_reader,
@@ -55,29 +53,47 @@ RECORD_FIELDS = (b'"source_id"', b'"volume_shape"', b'"voxel_size_nm"')
 """Near its beginning: a record is known by them even if it was cut."""
 
 
-def open(location: str | os.PathLike[str], *, settings: Settings | None = None) -> Volume:  # noqa: A001  # em.open
+def open(  # noqa: A001  # em.open
+    location: str | os.PathLike[str],
+    *,
+    channel: int | str | None = None,
+    time: int | None = None,
+    settings: Settings | None = None,
+) -> Volume:
     """The volume at `location`: `hemibrain_crop`, `jrc_mus_nacc_2/nuc`, a folder, `s3://...`, `https://...`.
 
-    Of a dataset that is not downloaded its publisher's voxels. Volumes have one channel, of integers, float32 or
-    float64; of bool, uint8 is given (0 and 1). What lies in S3 is read with the S3 settings (`AWS_ENDPOINT_URL`, keys,
-    ...), and without any, or where S3 refuses them or has no such bucket, at its public address. Raises Unavailable if
-    nothing is there, Unsupported for what cannot be read in blocks, Malformed for what is damaged.
+    Of a dataset that is not downloaded its publisher's voxels. Voxels are of integers, float16, float32, float64 or
+    bool, which counts as labels. Of several channels `channel` chooses one by its number or the name that `omero`
+    states, of several points in time `time` one by its number: the volume's `location` then ends in
+    `#channel=1&time=2`, which may be given instead. What lies in S3 is read with the S3 settings (`AWS_ENDPOINT_URL`,
+    keys, ...), and without any, or where S3 refuses them or has no such bucket, at its public address. Raises
+    Unavailable if nothing is there, Mismatch if a channel or time is to be chosen or there is no such, Unsupported for
+    what cannot be read in blocks, Malformed for what is damaged.
     """
     settings = settings or read_settings()
-    text = os.fspath(location)
+    text, choice = Choice.of(os.fspath(location), channel, time)
     match = _NAME.fullmatch(text) if isinstance(location, str) else None
     if match is not None:
         found = _open_dataset(match[1], match[2], settings)
         if found is not None:
+            choice.require_first(text)
             return found
     if "://" not in text and not Path(text).exists():
         raise Unavailable(f"there is neither a dataset nor a folder {text!r}; `em-assets list` shows the datasets.")
     if not is_in_s3(text) or not s3_is_set(settings):
-        return _open_ours(text, settings) or _open_place(text, settings)
+        return _open_any(text, settings, choice)
     try:
-        return _open_in_s3(text, settings)
+        return _open_in_s3(text, settings, choice)
     except Refused as refusal:
-        return _open_refused(text, settings, refusal)
+        return _open_refused(text, settings, choice, refusal)
+
+
+def _open_any(text: str, settings: Settings, choice: Choice) -> Volume:
+    found = _open_ours(text, settings)
+    if found is None:
+        return _open_place(text, settings, choice)
+    choice.require_first(text)
+    return found
 
 
 def _open_dataset(name: str, sub: str | None, settings: Settings) -> Volume | None:
@@ -171,7 +187,7 @@ def _address(text: str) -> str:
     return text if "://" in text else str(Path(text).resolve())
 
 
-def _open_in_s3(text: str, settings: Settings) -> Volume:
+def _open_in_s3(text: str, settings: Settings, choice: Choice) -> Volume:
     """With the S3 settings: a dataset's volume, or any other. Raises Refused where it may be public all the same."""
     require_endpoint()
     place = _Place.of(_address(text))
@@ -184,17 +200,18 @@ def _open_in_s3(text: str, settings: Settings) -> Volume:
             record = None  # which buckets that nobody may list say of absent documents; the volume's own tell
         stored = _open_stored(place, settings, record)
         if stored is not None:
+            choice.require_first(text)
             return stored
-    reader = open_reader_in_s3(text, settings)
-    return _placed(text, reader, PlacedVolume(text, settings, is_public=False))
+    reader = open_reader_in_s3(text, settings, choice)
+    return _placed(reader, PlacedVolume(text, settings, is_public=False))
 
 
-def _open_refused(text: str, settings: Settings, refusal: Refused) -> Volume:
+def _open_refused(text: str, settings: Settings, choice: Choice, refusal: Refused) -> Volume:
     """At the public address what S3 refused. Raises Unavailable naming both answers if it is not public either."""
     from em_assets.fetch.replies import NotThere
 
     try:
-        return _open_ours(text, settings) or _open_place(text, settings)
+        return _open_any(text, settings, choice)
     except (NotThere, Unavailable) as error:
         raise Unavailable(f"{refusal} It is not public either: {error}") from error
 
@@ -267,11 +284,14 @@ def _readable_record(folder: DatasetFolder) -> DatasetRecord | None:
 # Any other Zarr or N5
 
 
-def _open_place(text: str, settings: Settings) -> Volume:
-    location = text if "://" in text else str(Path(text).absolute())
-    return _placed(location, open_reader(location, settings), PlacedVolume(location, settings))
+def _open_place(text: str, settings: Settings, choice: Choice) -> Volume:
+    address = text if "://" in text else str(Path(text).absolute())
+    return _placed(open_reader(address, settings, choice), PlacedVolume(address, settings))
 
 
-def _placed(location: str, reader: ChunkedReader, backing: PlacedVolume) -> Volume:
-    name = unquote(urlsplit(location).path if "://" in location else location).rstrip("/").rpartition("/")[2]
-    return Volume(description(name, location, reader, content_of(reader), is_ours=False), backing)
+def _placed(reader: ChunkedReader, backing: PlacedVolume) -> Volume:
+    part = part_of(reader)
+    address, chosen = backing.location, part.suffix
+    name = unquote(urlsplit(address).path if "://" in address else address).rstrip("/").rpartition("/")[2]
+    described = description(f"{name}{chosen}", f"{address}{chosen}", reader, content_of(reader), is_ours=False)
+    return Volume(described, replace(backing, choice=Choice(part.channel, part.time)))

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from em_assets.blocks._choice import Part
     from em_assets.standardize.intensity import Intensity
     from em_assets.standardize.presence import Presence
 
@@ -103,6 +104,8 @@ class Description:
     content: Content
     convention: str
     """What the levels' offsets place as they are published: `centre`, `corner`, `scale-only`."""
+    part: Part | None = None
+    """Of an array with channels or points in time; None: nobody says."""
 
 
 class Volume:
@@ -157,6 +160,11 @@ class Volume:
     @property
     def convention(self) -> str:
         return self._description.convention
+
+    @property
+    def part(self) -> Part | None:
+        """Which channel and point in time of an array it is, and what others there are; None of what is no array."""
+        return self._description.part
 
     @property
     def shape(self) -> Zyx:

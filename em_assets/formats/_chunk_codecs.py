@@ -32,6 +32,7 @@ STRUCT_FORMATS = {
     "int32": "i",
     "uint64": "Q",
     "int64": "q",
+    "float16": "e",
     "float32": "f",
     "float64": "d",
 }

@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from em_assets.errors import Mismatch, Unavailable, Unsupported
+from em_assets.errors import Malformed, Mismatch, Unavailable, Unsupported
 from em_assets.fetch.client import Client
 from em_assets.fetch.ranges import plan_requests
 from em_assets.fetch.replies import NotThere, safe_url
@@ -26,6 +27,7 @@ from em_assets.formats._chunk_codecs import Index
 from em_assets.formats._chunked_regions import RegionRun
 from em_assets.formats._engine import Jobs, run_regions
 from em_assets.formats._json import MAX_JSON_BYTES, json_leaves, parse_json
+from em_assets.formats._ome_multiscales import channel_labels
 from em_assets.formats._precomputed_regions import ChunkRequest, Layout
 from em_assets.formats._pyramid import Convention, Pyramid
 from em_assets.formats._sharded import MISSING, UNREADABLE, ChunkPlaces, Integers, morton_ids
@@ -112,10 +114,15 @@ class ChunkedVolume:
 class ChunkedReader:
     """One level of a volume of chunks: a `VolumeReader`. Safe for use by several threads."""
 
-    def __init__(self, volume: ChunkedVolume, level: int, channel: int | None = None) -> None:
-        """With a channel, the others are neither fetched nor seen. Raises Mismatch if there is no such channel."""
+    def __init__(self, volume: ChunkedVolume, level: int, channel: int | None = None, time: int | None = None) -> None:
+        """With a channel, the others are neither fetched nor seen; of several points in time one must be chosen before
+        anything is read. Raises Mismatch if there is no such channel or point.
+        """
         self._volume = volume
         self._channel = channel
+        self._time = time
+        self.time = time or 0
+        """The point that is read."""
         self.client = volume.client
         self.level = level
         described = volume.pyramid.levels[level]
@@ -129,32 +136,60 @@ class ChunkedReader:
                 f"level {described.path} is listed in {volume.pyramid.where}, but {safe_url(self.url)} is no array; "
                 "choose another level."
             )
-        self.array = array
         self.axes = volume.pyramid.axes
         self.shape, self.chunk = self._czyx(array.shape), self._czyx(array.chunk)
         """(c, z, y, x); 1 for axes that the array does not have."""
-        times = array.shape[self.axes.index("t")] if "t" in self.axes else 1
-        if times > 1:
-            raise Unsupported(f"{safe_url(self.url)} has {times} points in time (axis t); accepted is 1.")
-        channels, *shape = self.shape
-        if channel is not None and not 0 <= channel < channels:
-            raise Mismatch(
-                f"{safe_url(self.url)} has {channels} channel{'s' * (channels > 1)}, so there is no channel {channel}; "
-                f"choose one of 0 to {channels - 1}."
-            )
-        self.channels = range(channels) if channel is None else range(channel, channel + 1)
+        at = self.axes.find("t")
+        self.times, per_chunk = (array.shape[at], array.chunk[at]) if at >= 0 else (1, 1)
+        """Points in time that are published."""
+        self._require_one_of("channel", "channels", channel, self.shape[0])
+        self._require_one_of("point in time", "points in time", time, self.times)
+        self._time_cell, self._time_within = divmod(self.time, per_chunk)
+        """Which chunk along t is read, and which of its places."""
+        self.array = array.from_cell(at, self._time_cell) if at >= 0 else array
+        """Its chunks along t are counted from the one that is read."""
+        self.channels = range(self.shape[0]) if channel is None else range(channel, channel + 1)
         """Those that are read."""
-        self.info = VolumeInfo(
-            zyx(shape),
-            array.dtype,
-            volume.pyramid.scale_nm(described),
-            zyx(self.chunk[1:]),
-            corner_nm=volume.pyramid.corner_nm(described),
-            channels=len(self.channels) if len(self.channels) > 1 else None,
-        )
         self._grid = tuple(-(-a // b) for a, b in zip(self.shape, self.chunk, strict=True))
         self._absence = Absence(volume.client, join(volume.url, volume.proofs[level]))
         self._last_layout: tuple[tuple[Box, ...], Layout] | None = None
+
+    @cached_property
+    def info(self) -> VolumeInfo:
+        """Raises Unsupported if there are several points in time and none was chosen."""
+        if self._time is None and self.times > 1:
+            raise Unsupported(f"{safe_url(self.url)} has {self.times} points in time (axis t); accepted is 1.")
+        pyramid = self._volume.pyramid
+        described = pyramid.levels[self.level]
+        return VolumeInfo(
+            zyx(self.shape[1:]),
+            self.array.dtype,
+            pyramid.scale_nm(described),
+            zyx(self.chunk[1:]),
+            corner_nm=pyramid.corner_nm(described),
+            channels=len(self.channels) if len(self.channels) > 1 else None,
+        )
+
+    @property
+    def stated_dtype(self) -> str:
+        """`info.dtype`, or `bool` where its uint8 are truth values."""
+        return "bool" if self.array.is_bool else self.array.dtype
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """All levels as they are published, in the order and the units of the array's axes."""
+        return self._volume.pyramid
+
+    @cached_property
+    def channel_labels(self) -> tuple[str, ...]:
+        """Of each channel that is published, what OME's `omero` calls it; "" without a name."""
+        group, documents = self._volume.group, self._volume.documents
+        for name in ("zarr.json", ".zattrs"):
+            path = f"{group}/{name}".lstrip("/")
+            if path in documents:
+                document = parse_json(documents[path], path)
+                return channel_labels(document, self.shape[0])
+        return ("",) * self.shape[0]
 
     @property
     def convention(self) -> Convention:
@@ -177,11 +212,15 @@ class ChunkedReader:
 
     def at_level(self, dataset: str) -> Self:
         """Another level of the same volume, by path or number; nothing is fetched. Raises Mismatch if there is none."""
-        return type(self)(self._volume, self._volume.level_of(dataset), self._channel)
+        return type(self)(self._volume, self._volume.level_of(dataset), self._channel, self._time)
 
     def select_channel(self, channel: int) -> Self:
         """One channel of the same level as a volume; nothing is fetched. Raises Mismatch if there is none."""
-        return type(self)(self._volume, self.level, channel)
+        return type(self)(self._volume, self.level, channel, self._time)
+
+    def select_time(self, time: int) -> Self:
+        """One point in time of the same level; nothing is fetched. Raises Mismatch if there is none."""
+        return type(self)(self._volume, self.level, self._channel, time)
 
     def documents(self) -> dict[str, bytes]:
         """The metadata documents as received, by path below the address that was opened."""
@@ -288,18 +327,44 @@ class ChunkedReader:
         name = self._object_name(cell)
         if self.array.sharding is None:
             return f"chunk {name} of {safe_url(self.url)}"
-        return f"chunk {self.own_order(cell)} in shard {name} of {safe_url(self.url)}"
+        return f"chunk {self.own_order(cell, self._time_cell)} in shard {name} of {safe_url(self.url)}"
 
-    def own_order(self, cell: Czyx) -> Index:
-        """A (c, z, y, x) place in the array's own axis order."""
-        return tuple(0 if axis == "t" else cell[CZYX.index(axis)] for axis in self.axes)
+    def own_order(self, cell: Czyx, time: int = 0) -> Index:
+        """A (c, z, y, x) place in the array's own axis order; chunks of `array` along t are counted from the one that
+        is read.
+        """
+        return tuple(time if axis == "t" else cell[CZYX.index(axis)] for axis in self.axes)
+
+    def within_chunk(self, position: Czyx) -> Index:
+        """A (c, z, y, x) position in a chunk, in the array's own axis order, at the point in time that is read."""
+        return self.own_order(position, self._time_within)
 
     def turned(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        """Voxels in the array's own axis order as (c, z, y, x); no copy."""
+        """A chunk's voxels in the array's own axis order as (c, z, y, x); no copy.
+
+        Raises Malformed if it is smaller than it must be and has no voxel of what is read.
+        """
+        self._require_held(voxels)
         there = self.axes.replace("t", "")
-        first_time = voxels[tuple(0 if axis == "t" else slice(None) for axis in self.axes)]
-        ordered = first_time.transpose([there.index(axis) for axis in CZYX if axis in there])
+        one_time = voxels[tuple(self._time_within if axis == "t" else slice(None) for axis in self.axes)]
+        ordered = one_time.transpose([there.index(axis) for axis in CZYX if axis in there])
         return ordered[tuple(slice(None) if axis in there else None for axis in CZYX)]
+
+    def _require_held(self, voxels: NDArray[Any]) -> None:
+        """A block of N5 states its own shape."""
+        for axis, place in (("t", self._time_within), ("c", self.channels.start % self.chunk[0])):
+            if axis in self.axes and voxels.shape[self.axes.index(axis)] <= place:
+                raise Malformed(
+                    f"a chunk of {safe_url(self.url)} has {voxels.shape} voxels ({', '.join(self.axes)}), too few for "
+                    f"its place {place} along {axis}; report it to the publisher."
+                )
+
+    def _require_one_of(self, one: str, several: str, number: int | None, count: int) -> None:
+        if number is not None and not 0 <= number < count:
+            raise Mismatch(
+                f"{safe_url(self.url)} has {count} {one if count == 1 else several}, so there is no {one} {number}; "
+                f"choose one of 0 to {count - 1}."
+            )
 
     def _czyx(self, values: Index) -> Czyx:
         c, z, y, x = (values[self.axes.index(axis)] if axis in self.axes else 1 for axis in CZYX)

@@ -166,7 +166,7 @@ class RegionRun:
             for _ in range(SAMPLED_VOXELS)
         ]
         channel = reader.channels.start - cell[0] * reader.chunk[0]
-        inside = [reader.own_order((channel, *subtract(position, zyx(low)))) for position in positions]
+        inside = [reader.within_chunk((channel, *subtract(position, zyx(low)))) for position in positions]
         values = reader.array.codec.sample(memoryview(data), inside, partial(reader.where, cell))
         return [SampledVoxel(position, value) for position, value in zip(positions, values, strict=True)]
 

@@ -1,7 +1,7 @@
 """OME-NGFF `multiscales`, versions 0.1 to 0.5: parsed JSON to a `Pyramid`. No I/O.
 
 Specification: ngff.openmicroscopy.org. What places voxels is checked and refused by its JSON pointer; what nobody
-needs here (omero, labels, metadata) is let through.
+needs here (labels, metadata) is let through; of `omero` only the channels' names are read.
 """
 
 from __future__ import annotations
@@ -60,6 +60,21 @@ def parse_multiscales(attributes: Any, where: str) -> Pyramid | None:
     if len({level.path for level in levels}) < len(levels):
         raise Malformed(f"{here}/datasets names the same path twice: {short([level.path for level in levels])}.")
     return Pyramid(names, units, levels, convention_of(names, levels), where)
+
+
+def channel_labels(document: Any, count: int) -> tuple[str, ...]:
+    """What `omero` calls each of so many channels, "" without a name. `document`: `zarr.json` or `.zattrs`, parsed.
+
+    It is for display only, so what is not understood of it is no error.
+    """
+    attributes = document.get("attributes", document) if isinstance(document, dict) else {}
+    place = attributes.get("ome", attributes) if isinstance(attributes, dict) else {}
+    omero = place.get("omero") if isinstance(place, dict) else None
+    channels = omero.get("channels") if isinstance(omero, dict) else None
+    listed = channels if isinstance(channels, list) else []
+    labels = [channel.get("label") if isinstance(channel, dict) else None for channel in listed[:count]]
+    found = [label if isinstance(label, str) and label.isprintable() else "" for label in labels]
+    return (*found, *[""] * (count - len(found)))
 
 
 def safe_path(path: Any, where: str) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class StoredArray:
     chunk: Index
     """What is decoded at once: within a shard, the chunks it consists of."""
     dtype: str
-    """numpy name without byte order; bool is read as uint8."""
+    """numpy name without byte order, of what is decoded: of bool it is uint8."""
     fill_value: int | float
     """Of voxels whose chunk is absent."""
     codec: Codec
@@ -39,6 +39,23 @@ class StoredArray:
     axes: tuple[str, ...] | None = None
     """Their names, where the array itself states them."""
     attributes: dict[str, Any] = field(default_factory=dict)
+    is_bool: bool = False
+    """Its uint8 are truth values."""
+
+    def from_cell(self, axis: int, cell: int) -> Self:
+        """The same array whose chunks along an axis are counted from this one: what lies there is at 0."""
+        if not cell:
+            return self
+        per_object = 1 if self.sharding is None else self.sharding.chunks[axis]
+        first, within = divmod(cell, per_object)
+
+        def name_of(place: Index) -> str:
+            return self.name_of((*place[:axis], place[axis] + first, *place[axis + 1 :]))
+
+        if self.sharding is None:
+            return replace(self, name_of=name_of)
+        entries = within * math.prod(self.sharding.chunks[axis + 1 :])
+        return replace(self, name_of=name_of, sharding=replace(self.sharding, first_entry=entries))
 
 
 def short(value: object) -> str:

@@ -29,7 +29,7 @@ DTYPES = ", ".join(STRUCT_FORMATS)
 V2_DTYPES = {"|b1": "u1", "|u1": "u1", "|i1": "i1"} | {
     f"{order}{kind}": f"{order}{kind}"
     for order in "<>"
-    for kind in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
+    for kind in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 }
 V2_COMPRESSORS: dict[str, Compression] = {
     "zstd": "zstd",
@@ -85,6 +85,7 @@ def parse_v2(document: Any, attributes: Any, where: str) -> StoredArray:
         _namer("", _separator(separator, f"{where}: /dimension_separator")),
         axes=_axis_names(attributes.get("_ARRAY_DIMENSIONS"), len(shape)),
         attributes=attributes,
+        is_bool=fields["dtype"] == "|b1",
     )
 
 
@@ -114,6 +115,7 @@ def parse_v3(document: Any, where: str) -> StoredArray:
         sharding,
         _axis_names(fields.get("dimension_names"), len(shape)),
         attributes if isinstance(attributes, dict) else {},
+        is_bool=fields["data_type"] == "bool",
     )
 
 

@@ -43,6 +43,8 @@ class Sharding:
     at_end: bool
     byte_order: Literal["<", ">"]
     has_checksum: bool
+    first_entry: int = 0
+    """The entry of chunk 0 in a shard's index: another where the array's chunks are counted from another."""
 
     @property
     def index_bytes(self) -> int:
@@ -51,7 +53,7 @@ class Sharding:
     def spread(self, cells: Integers) -> tuple[list[Index], list[Integers], Integers]:
         """(the shards that hold these chunks, the rows of `cells` in each, each row's entry in its shard's index)."""
         shards, shard_of = np.unique(cells // self.chunks, axis=0, return_inverse=True)
-        entries = np.ravel_multi_index(tuple((cells % self.chunks).T), self.chunks)
+        entries = np.ravel_multi_index(tuple((cells % self.chunks).T), self.chunks) + self.first_entry
         return [tuple(shard) for shard in shards.tolist()], grouped(np.arange(len(cells)), shard_of.ravel()), entries
 
 

@@ -42,6 +42,8 @@ from em_assets.settings import Settings
 __all__ = ["N5Reader", "open_n5"]
 
 DOCUMENT = "attributes.json"
+DTYPES = tuple(name for name in STRUCT_FORMATS if name != "float16")
+"""Those that N5 has."""
 COMPRESSIONS: dict[str, Compression | None] = {
     "raw": None,
     "gzip": "gzip",
@@ -204,8 +206,8 @@ def parse_array(attributes: Attributes, where: str) -> StoredArray:
     chunk = whole_numbers(attributes.get("blockSize"), 1, f"{where}: /blockSize")[::-1]
     require_shapes(shape, chunk, where)
     dtype = attributes.get("dataType")
-    if not isinstance(dtype, str) or dtype not in STRUCT_FORMATS:
-        raise Unsupported(f"{where}: /dataType is {short(dtype)}; accepted are {', '.join(STRUCT_FORMATS)}.")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise Unsupported(f"{where}: /dataType is {short(dtype)}; accepted are {', '.join(DTYPES)}.")
     require_chunk_bytes(chunk, dtype, where)
     codec = N5Codec(dtype, chunk, _compression(attributes, where))
     return StoredArray(shape, chunk, dtype, 0, codec, _name_of, attributes=attributes)

@@ -19,7 +19,7 @@ from em_assets.fetch.parallel import fetch_all
 from em_assets.fetch.replies import NotThere, safe_url
 from em_assets.formats._chunked import ChunkedReader, ChunkedVolume, join
 from em_assets.formats._cosem import cosem_transform
-from em_assets.formats._json import MAX_JSON_BYTES, json_leaves, parse_json
+from em_assets.formats._json import MAX_JSON_BYTES, parse_json
 from em_assets.formats._ome_multiscales import parse_multiscales, safe_path
 from em_assets.formats._pyramid import (
     Pyramid,
@@ -36,6 +36,8 @@ __all__ = ["ZarrReader", "open_zarr"]
 
 V2_DOCUMENTS = (".zarray", ".zgroup", ".zattrs")
 V3_DOCUMENT = "zarr.json"
+MOST_NAMED = 3
+"""Images of a collection that an error names."""
 
 
 class ZarrReader(ChunkedReader):
@@ -123,14 +125,37 @@ class _Node:
         return parse_v2(self.documents[".zarray"], self.documents.get(".zattrs"), self.where(".zarray"))
 
     def no_image(self) -> EmAssetsError:
-        """Why a group cannot be opened by itself."""
-        hint = "name an array or image within it (dataset)"
-        if any(path.endswith("/bioformats2raw.layout") for path, _ in json_leaves(self.documents)):
-            hint = "it is a collection of images: name one of them (dataset 0, 1, ...)"
+        """Why a group cannot be opened by itself, and what to open instead."""
+        what, inside = self._collection()
+        listed = ", ".join(map(safe_url, inside[:MOST_NAMED]))
+        hint = "name an array or image within it (dataset), or open it by its address"
+        if what:
+            hint = f"it is {what}: name one of them (dataset), or open it by its address"
+            hint += f", such as {listed}" if listed else ""
         return Unsupported(
             f"{safe_url(self.url)} is a Zarr group without /multiscales in its attributes (it has "
             f"{', '.join(self.documents)}); {hint}."
         )
+
+    def _collection(self) -> tuple[str, list[str]]:
+        """(what OME-NGFF says that a group without an image is, addresses of images); nothing if it says nothing."""
+        document = self.documents.get(V3_DOCUMENT, self.documents.get(".zattrs"))
+        attributes = document.get("attributes") if self.version == 3 and isinstance(document, dict) else document
+        attributes = attributes if isinstance(attributes, dict) else {}
+        ome = attributes.get("ome")
+        fields = ome if isinstance(ome, dict) else attributes
+        if isinstance(plate := fields.get("plate"), dict):
+            return "a plate of wells with fields of view", [
+                f"{self.url}/{path}/0" for path in _paths(plate.get("wells"))
+            ]
+        if isinstance(well := fields.get("well"), dict):
+            return "a well of fields of view", [f"{self.url}/{path}" for path in _paths(well.get("images"))]
+        if series := _paths(fields.get("series")):
+            return "a list of the images beside it", [f"{self.url.rpartition('/')[0]}/{path}" for path in series]
+        if "bioformats2raw.layout" in fields:
+            return "a collection of images (series)", [f"{self.url}/0"]
+        labels = _paths(fields.get("labels"))
+        return ("a list of label images" if labels else "", [f"{self.url}/{path}" for path in labels])
 
 
 class _Tree:
@@ -227,6 +252,14 @@ class _Tree:
         except NotThere:
             return None
         return bytes(reply.body)
+
+
+def _paths(items: Any) -> list[str]:
+    """Those of a list of names, or of objects that have a path; what else may stand there is left out."""
+    found = [
+        item.get("path") if isinstance(item, dict) else item for item in (items if isinstance(items, list) else [])
+    ]
+    return [path for path in found if isinstance(path, str) and path.isprintable() and 0 < len(path) <= 100]
 
 
 def _under(path: str, name: str) -> str:

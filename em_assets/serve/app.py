@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from em_assets.errors import EmAssetsError, Malformed, Mismatch, Unavailable, Unsupported
-from em_assets.records import DatasetFolder
+from em_assets.records import DatasetFolder, DatasetRecord
 from em_assets.serve import block
 from em_assets.serve.limits import Busy, Gate, Limits
 from em_assets.serve.metrics import CONTENT_TYPE, Counted, Metrics
@@ -29,8 +29,7 @@ from em_assets.serve.openapi import document
 from em_assets.serve.parameters import LONGEST_QUERY, BadRequest, parse_block, parse_nothing, parse_view
 from em_assets.serve.pictures import OnlyHosts, link, picture_routes, route
 from em_assets.serve.representation import chosen_coding
-from em_assets.serve.shelf import DATA, Entry, NotServed, Shelf, data_address
-from em_assets.standardize.intensity import INTENSITY
+from em_assets.serve.shelf import Entry, NotServed, Shelf
 
 LOOPBACK_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?"
 """Pages that this machine serves itself, such as a notebook's."""
@@ -110,28 +109,7 @@ class Service:
             raise HTTPException(404, "the viewer is not installed here: `pip install 'em_assets[view]'` brings it.")
         # as the browser calls this server: through a forwarded port the address is another one than here
         origin = str(request.base_url).rstrip("/")
-        return RedirectResponse(link(self._entry(request).folder, origin, DATA, at_nm, shape), 302)
-
-    def beside(self, request: Request) -> Response:
-        """What `em.open` of a volume's address looks for: the record and which voxels are real; and the statistics.
-
-        The record is as it is in the store, but for where that lies on this machine.
-        """
-        path = request.path_params["document"]
-        try:
-            entry = self.shelf.entry(request.path_params["name"])
-        except NotServed:
-            return Response(status_code=404)
-        folder, record = entry.folder, entry.record
-        if path == "metadata.json":
-            public = record.model_copy(update={"local_paths": {"volume": data_address(folder)}})
-            return Response(public.model_dump_json(indent=1), media_type="application/json")
-        if path not in (INTENSITY, *(folder.further(sub).coverage for sub in (None, *record.volumes))):
-            return Response(status_code=404)
-        try:
-            return Response(folder.read(path), media_type="application/octet-stream")
-        except FileNotFoundError:
-            return Response(status_code=404)
+        return RedirectResponse(link(self._entry(request).folder, origin, at_nm, shape), 302)
 
     def openapi(self, request: Request) -> Response:
         parse_nothing(request.query_params.multi_items())
@@ -152,6 +130,12 @@ class Service:
         try:
             return self.shelf.entry(name).folder
         except NotServed:
+            return None
+
+    def record(self, folder: DatasetFolder) -> DatasetRecord | None:
+        try:
+            return self.shelf.entry(folder.name).record
+        except NotServed:  # since it was found
             return None
 
     def _entry(self, request: Request) -> Entry:
@@ -184,8 +168,7 @@ def build_app(
         route("/v1/datasets/{name}/{sub}", service.dataset),
         route("/view/{name}", service.view),
         route("/view/{name}/{sub}", service.view),
-        *picture_routes(service.find, client, DATA, is_ending),
-        route(f"{DATA}/{{name}}/{{document:path}}", service.beside),  # last: volumes lie below it, too
+        *picture_routes(service.find, service.record, client, is_ending),
     ]
     cors = Middleware(
         CORSMiddleware,

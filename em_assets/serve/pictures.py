@@ -1,7 +1,8 @@
 """The stored OME-Zarr volumes and Neuroglancer's client over HTTP: what a browser needs to look at them.
 
-Shared by `em-assets view`, for one dataset, and `em-assets serve`, for all of them. Nothing but the objects of
-volumes can be read, and nothing can be written.
+Shared by `em-assets view`, for one dataset, and `em-assets serve`, for all of them: a volume has the same address
+below both, and `em.open` of it knows which voxels are real. Nothing but the objects of volumes and the documents that
+say so can be read, and nothing can be written.
 """
 
 from __future__ import annotations
@@ -29,13 +30,20 @@ from em_assets.neuroglancer import (
     read_picture,
     read_pictures,
 )
-from em_assets.records import DatasetFolder
+from em_assets.records import DatasetFolder, DatasetRecord
 from em_assets.serve.metrics import ROUTE
 from em_assets.serve.representation import framing
+from em_assets.serve.shelf import DATA, data_address
+from em_assets.standardize.intensity import INTENSITY
 from em_assets.volume import Zyx
 
 Find = Callable[[str], DatasetFolder | None]
 """The folder of a dataset that may be looked at, None of any other."""
+ReadRecord = Callable[[DatasetFolder], DatasetRecord | None]
+"""The record of a dataset that was found, as it is believed here; None if it has none."""
+RECORD = "metadata.json"
+DOCUMENTS = re.compile(rf"{re.escape(INTENSITY)}|(volumes/{NAME_PATTERN.strip('^$')}\.)?coverage\.parquet")
+"""What `em.open` of a volume's address looks for beside it, besides the record."""
 READ_BYTES = 4 * 2**20
 SEND_BYTES = 2**20
 """Of which a client has to accept one in the time that `Limits` gives; fewer reads are better, where they are far."""
@@ -54,12 +62,12 @@ CONTENT_TYPES = {
 }
 
 
-def link(folder: DatasetFolder, origin: str, data: str, at_nm: Nm3 | None, shape: Zyx) -> str:
+def link(folder: DatasetFolder, origin: str, at_nm: Nm3 | None, shape: Zyx) -> str:
     """What opens the client on a dataset, and on a block of the volume `folder` means if a place is given.
 
-    `origin` is the server's address, below `data` of which the volumes are. Raises as `read_picture`, and Mismatch.
+    `origin` is the server's address. Raises as `read_picture`, and Mismatch.
     """
-    main, further = read_pictures(folder.further(None), f"{origin}{data}")
+    main, further = read_pictures(folder.further(None), f"{origin}{DATA}")
     if at_nm is None:
         state = neuroglancer_state(main, further)
     else:
@@ -68,9 +76,11 @@ def link(folder: DatasetFolder, origin: str, data: str, at_nm: Nm3 | None, shape
     return neuroglancer_url(f"{origin}/v/{folder.name}/", state)
 
 
-def picture_routes(find: Find, client: Path | None, data: str, is_ending: Callable[[], bool]) -> list[Route]:
-    """The client at `/v/NAME/`, and the volumes at `NAME.ome.zarr/` and, further ones, `NAME/volumes/SUB.ome.zarr/`
-    below `data`.
+def picture_routes(
+    find: Find, read_record: ReadRecord, client: Path | None, is_ending: Callable[[], bool]
+) -> list[Route]:
+    """The client at `/v/NAME/`; below `DATA` the volumes at `NAME.ome.zarr/` and, further ones,
+    `NAME/volumes/SUB.ome.zarr/`, and in `NAME/` what `em.open` looks for beside them.
 
     The client of the wheel is made for Python's server: it takes its state from the link, but wants to live below
     `/v/` and to hold a line open to `/events/`, which ends when `is_ending`.
@@ -100,11 +110,19 @@ def picture_routes(find: Find, client: Path | None, data: str, is_ending: Callab
         volume = folder.further(sub).volume
         return _object_response(folder, f"{volume}/{request.path_params['path']}", request)
 
+    def beside(request: Request) -> Response:
+        folder = find(request.path_params["name"])
+        document = request.path_params["document"]
+        if folder is None:
+            return Response(status_code=404)
+        return _record_response(folder, read_record) if document == RECORD else _document_response(folder, document)
+
     return [
         route("/v/{name}/{file:path}", client_file),
         route("/events/{name}", events),
-        route(f"{data}/{{name}}.ome.zarr/{{path:path}}", voxels),
-        route(f"{data}/{{name}}/volumes/{{sub}}.ome.zarr/{{path:path}}", voxels),
+        route(f"{DATA}/{{name}}.ome.zarr/{{path:path}}", voxels),
+        route(f"{DATA}/{{name}}/volumes/{{sub}}.ome.zarr/{{path:path}}", voxels),
+        route(f"{DATA}/{{name}}/{{document:path}}", beside),  # last: volumes lie below it, too
     ]
 
 
@@ -142,6 +160,24 @@ class OnlyHosts:
                 await JSONResponse({"error": sentence}, 400)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+def _record_response(folder: DatasetFolder, read_record: ReadRecord) -> Response:
+    """As it is in the store, but for where that lies on this machine."""
+    record = read_record(folder)
+    if record is None:
+        return Response(status_code=404)
+    public = record.model_copy(update={"local_paths": {"volume": data_address(folder)}})
+    return Response(public.model_dump_json(indent=1), media_type="application/json")
+
+
+def _document_response(folder: DatasetFolder, document: str) -> Response:
+    """What says which voxels are real, and the statistics."""
+    try:
+        data = folder.read(document) if DOCUMENTS.fullmatch(document) else None
+    except FileNotFoundError:
+        data = None
+    return Response(status_code=404) if data is None else Response(data, media_type="application/octet-stream")
 
 
 def _object_response(folder: DatasetFolder, relative: str, request: Request) -> Response:
