@@ -150,7 +150,8 @@ def _stored(place: Path) -> Any:
     from dataclasses import dataclass
 
     from em_assets.blocks import open as open_volume
-    from em_assets.blocks._backings import OpenedZarr, PlacedVolume, open_reader
+    from em_assets.blocks._backings import OpenedZarr, PlacedVolume
+    from em_assets.blocks._readers import open_reader
     from em_assets.blocks.volume import Volume
     from em_assets.settings import read_settings
 

@@ -7,9 +7,10 @@
 
 Every client is a process that stays, with one volume open and all indices of shards known ("first" is the block before
 that, opening not included). All are asked for the same random blocks in turn: eight aligned to chunks, eight not, and a
-batch of 32 in each round. The volume is 1024^3 voxels, so that hardly any chunk is read twice. CPU is the client's own,
-which others on the machine disturb least; requests and bytes are counted in nginx's log. zarr-python reads S3 from the
-same nginx. What "em_assets, local files" takes is decoding alone: it is subtracted where round trips are counted.
+batch of 32 in each round. The volume is 1024^3 voxels; em_assets and tensorstore keep a quarter of it in memory. CPU is
+the client's own, which others on the machine disturb least; requests and bytes are counted in nginx's log. zarr-python
+reads S3 from the same nginx. What "em_assets, local files" takes is decoding alone: it is subtracted where round trips
+are counted.
 """
 
 from __future__ import annotations

@@ -43,15 +43,22 @@ def payloads() -> Path:
     return folder
 
 
-@pytest.fixture
-def moto_s3(monkeypatch):
-    """An empty prefix of the bucket `em-data` on a moto server: its `s3://` root."""
+@pytest.fixture(scope="session")
+def moto_address():
+    """Of a moto server, one for all tests of a process. It keeps its objects as long as the process lives."""
     server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def moto_s3(monkeypatch, moto_address):
+    """An empty prefix of the bucket `em-data` on a moto server: its `s3://` root."""
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": moto_address,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",
@@ -61,5 +68,4 @@ def moto_s3(monkeypatch):
     import boto3
 
     boto3.client("s3").create_bucket(Bucket="em-data")
-    yield f"s3://em-data/{uuid.uuid4().hex}"  # moto keeps its objects as long as the process lives
-    server.stop()
+    return f"s3://em-data/{uuid.uuid4().hex}"

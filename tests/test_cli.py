@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -484,11 +485,12 @@ def test_sample_prints_only_exports_and_what_to_do(tmp_path):
 class Place:
     """A folder of specs, a store and a cache, outside any repository; and the origin they point at."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        """`changes`: of the spec."""
         publish(folder / "published")
         self.folder, self.server = folder, FaultyServer(folder / "published")
         self.server.__enter__()
-        self.spec = write_spec(folder / "specs", self.server.url)
+        self.spec = write_spec(folder / "specs", self.server.url, **changes)
         self.dataset = DatasetFolder(LocalStore(folder / "store"), "small")
         self.variables = {
             "EM_ASSETS_DATASETS": str(folder / "specs"),
@@ -531,7 +533,7 @@ def place(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A place where `get` has done the whole job, and what it printed."""
-    place = Place(tmp_path_factory.mktemp("finished"))
+    place = Place(tmp_path_factory.mktemp("finished"), output={"shard": [128, 128, 128]})
     place.done = place.type("get", "small", "--yes")
     yield place
     place.server.stop()
@@ -645,16 +647,16 @@ def test_the_lines_to_try_next_work(finished):
     assert done.stdout.strip() == "(128, 128, 128) True", done.stderr
 
 
-def test_sql_in_every_format(finished):
+def test_sql_in_every_format(finished, run, monkeypatch):
     """The catalogue as a table, CSV and JSON; only reading is possible."""
-    assert "small" in finished.type("sql", "from overview").stdout
-    assert finished.type("sql", "select name from datasets", "--format", "csv").stdout == "name\nsmall\n"
-    assert json.loads(finished.type("sql", "select name from datasets", "--format", "json").stdout) == [
-        {"name": "small"}
-    ]
-    refused = finished.type("sql", "drop table datasets")
-    assert refused.returncode == 1
-    assert "only read" in refused.stderr
+    for name, value in finished.variables.items():
+        monkeypatch.setenv(name, value)
+    assert "small" in run("sql", "from overview")[1]
+    assert run("sql", "select name from datasets", "--format", "csv")[1] == "name\nsmall\n"
+    assert json.loads(run("sql", "select name from datasets", "--format", "json")[1]) == [{"name": "small"}]
+    code, _, refusal = run("sql", "drop table datasets")
+    assert code == 1
+    assert "only read" in refusal
 
 
 def test_a_too_large_dataset_is_refused_with_its_plan(place):

@@ -599,9 +599,10 @@ def test_neighbouring_regions_need_no_lock(place, tmp_path):
     assert (result.fetched, record.sha256) == ([], alone.sha256)
 
 
-def test_local_and_s3_stores_get_the_same_bytes(place, moto_s3):
+def test_local_and_s3_stores_get_the_same_bytes(tmp_path, origin, moto_s3):
     """The digest of the manifest does not depend on where the volume lies."""
-    spec, settings, _ = place
+    spec = write_spec(tmp_path / "specs", origin.url, output={"shard": [128, 128, 128]})  # eight shards say as much
+    settings = quick_settings(tmp_path / "store")
     local, _ = materialize(spec, settings)
     remote, _ = materialize(spec, settings.model_copy(update={"root": moto_s3}))
     assert (remote.status, remote.sha256, remote.file_size_bytes) == ("complete", local.sha256, local.file_size_bytes)

@@ -459,6 +459,7 @@ def test_real_fibsem_voxels_can_be_served(folder, realdata):
     assert spec.crop.shape == (175, 175, 175)
 
 
+@pytest.mark.slow  # `make quickstart` draws the same one
 def test_the_drawn_sample_has_several_shards_minishards_and_missing_chunks(folder):
     """The default: 27 partitions, 9 scales, clipped edges."""
     up(folder)
