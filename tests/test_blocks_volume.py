@@ -453,9 +453,10 @@ def test_a_volume_is_small_when_it_travels(ramp):
 
 
 def test_what_is_not_there(tmp_path: Path):
-    """A name nobody knows, a path without anything, an address of another kind."""
-    with pytest.raises(Unavailable, match="neither a dataset nor a folder"):
-        em.open("no_such_dataset")
+    """A name nobody knows, one that no file can have, a path without anything, an address of another kind."""
+    for name in ("no_such_dataset", "a" * 5000, "a" * 5000 + "#channel=1"):
+        with pytest.raises(Unavailable, match="neither a dataset nor a folder"):
+            em.open(name)
     with pytest.raises(Unavailable, match="neither a dataset nor a folder"):
         em.open(tmp_path / "nothing")
     with pytest.raises(Unsupported, match="ftp://"):

@@ -1,10 +1,14 @@
-"""What was used last, up to so many bytes."""
+"""What was used last, up to so many bytes: of anything, and of what the reader of a file decodes."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+from numpy.typing import NDArray
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -53,3 +57,46 @@ class Recent(Generic[K, V]):
         removed = self._held.pop(key, None)
         if removed is not None:
             self._held_bytes -= removed[1]
+
+
+ChunkOfFile = tuple[int, int]
+"""Page and number, or 0 and number."""
+
+
+class DecodedChunks:
+    """Those of one file decoded last, so that boxes side by side decode each about once. For several threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._lock = threading.Lock()
+        self._kept: Recent[ChunkOfFile, NDArray[Any]] = Recent(max_bytes)
+        self._under_way: dict[ChunkOfFile, Future[NDArray[Any]]] = {}
+
+    def has(self, key: ChunkOfFile) -> bool:
+        with self._lock:
+            return key in self._kept or key in self._under_way
+
+    def get(self, key: ChunkOfFile, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """What is kept under the key; else made, by one thread while others wait for it."""
+        with self._lock:
+            if (kept := self._kept.get(key)) is not None:
+                return kept
+            future = self._under_way.get(key)
+            is_mine = future is None
+            if future is None:
+                future = self._under_way[key] = Future()
+        if is_mine:
+            self._make(key, make, future)
+        return future.result()
+
+    def _make(self, key: ChunkOfFile, make: Callable[[], NDArray[Any]], future: Future[NDArray[Any]]) -> None:
+        try:
+            chunk = make()
+        except BaseException as error:  # noqa: BLE001  # goes to every thread that waits, this one included
+            with self._lock:
+                del self._under_way[key]
+            future.set_exception(error)
+            return
+        with self._lock:
+            del self._under_way[key]
+            self._kept.put(key, chunk, chunk.nbytes)
+        future.set_result(chunk)

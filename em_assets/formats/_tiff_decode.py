@@ -1,10 +1,8 @@
-"""From the stored bytes of a strip or tile to its pixels, and the decoded ones that are kept for the next read."""
+"""From the stored bytes of a strip or tile to its pixels."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from em_assets.errors import Malformed
-from em_assets.formats._recent import Recent
 from em_assets.formats._tiff_lzw import require_sound_lzw
 
 COMPRESSIONS = {1: "none", 5: "LZW", 8: "Deflate", 32946: "Deflate", 32773: "PackBits", 50000: "Zstandard"}
@@ -94,45 +91,3 @@ def _unpredicted(packing: Packing, raw: NDArray[np.uint8], rows: int) -> NDArray
         differences = raw.view(unsigned).reshape(shape)
         return np.cumsum(differences, axis=1, dtype=unsigned.newbyteorder("=")).view(native)
     return raw.view(dtype).reshape(shape).astype(native, copy=False)
-
-
-Key = tuple[int, int]
-
-
-class DecodedChunks:
-    """The strips and tiles decoded last, so that boxes side by side decode each about once. For several threads."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._lock = threading.Lock()
-        self._kept: Recent[Key, NDArray[Any]] = Recent(max_bytes)
-        self._under_way: dict[Key, Future[NDArray[Any]]] = {}
-
-    def has(self, key: Key) -> bool:
-        with self._lock:
-            return key in self._kept or key in self._under_way
-
-    def get(self, key: Key, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """What is kept under the key; else made, by one thread while others wait for it."""
-        with self._lock:
-            if (kept := self._kept.get(key)) is not None:
-                return kept
-            future = self._under_way.get(key)
-            is_mine = future is None
-            if future is None:
-                future = self._under_way[key] = Future()
-        if is_mine:
-            self._make(key, make, future)
-        return future.result()
-
-    def _make(self, key: Key, make: Callable[[], NDArray[Any]], future: Future[NDArray[Any]]) -> None:
-        try:
-            chunk = make()
-        except BaseException as error:  # noqa: BLE001  # goes to every thread that waits, this one included
-            with self._lock:
-                del self._under_way[key]
-            future.set_exception(error)
-            return
-        with self._lock:
-            del self._under_way[key]
-            self._kept.put(key, chunk, chunk.nbytes)
-        future.set_result(chunk)

@@ -21,7 +21,7 @@ from em_assets.formats._bytes import ByteSource, read_pieces, require_inside
 from em_assets.formats._compression import BadChunkError, decompress, decompress_again
 from em_assets.formats._hdf5_dataset import DEFLATE, FILTERS, LZF, SHUFFLE, Chunks, Hdf5Dataset, Index, read_dataset
 from em_assets.formats._raw_array import BATCH_BYTES, PIECE_COSTS_BYTES, STRUCT_LETTERS, RawArray
-from em_assets.formats._tiff_decode import DecodedChunks
+from em_assets.formats._recent import DecodedChunks
 from em_assets.formats.reader import ReadPlan, RegionOutcome, RegionVoxels, Scalar
 from em_assets.settings import Settings
 from em_assets.volume import Box, VolumeInfo, Zyx, zyx

@@ -21,7 +21,8 @@ from em_assets.fetch.ranges import GAP_BYTES, plan_requests
 from em_assets.formats._boxes import checked_box, map_boxes
 from em_assets.formats._bytes import ByteSource, read_pieces
 from em_assets.formats._raw_array import STRUCT_LETTERS
-from em_assets.formats._tiff_decode import DecodedChunks, decode
+from em_assets.formats._recent import DecodedChunks
+from em_assets.formats._tiff_decode import decode
 from em_assets.formats._tiff_ifd import MAX_TEXT_BYTES, Entry, Ifd, IfdChain, decoded
 from em_assets.formats._tiff_pages import Contents, Layout, Page, read_contents
 from em_assets.formats._tiff_remote import for_walking
