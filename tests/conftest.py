@@ -5,9 +5,11 @@ import os
 import shutil
 import signal
 import tempfile
+import urllib.request
 import uuid
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,9 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="em_assets_cache_")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # A shell that starts pytest in the background has it ignore Ctrl-C, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A machine that is busy is not a fault of what is tested.
+hypothesis.settings.register_profile("em_assets", deadline=None)
+hypothesis.settings.load_profile("em_assets")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
@@ -45,7 +50,7 @@ def payloads() -> Path:
 
 @pytest.fixture(scope="session")
 def moto_address():
-    """Of a moto server, one for all tests of a process. It keeps its objects as long as the process lives."""
+    """Of a moto server, one for all tests of a process."""
     server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -68,4 +73,6 @@ def moto_s3(monkeypatch, moto_address):
     import boto3
 
     boto3.client("s3").create_bucket(Bucket="em-data")
-    return f"s3://em-data/{uuid.uuid4().hex}"
+    yield f"s3://em-data/{uuid.uuid4().hex}"
+    reset = urllib.request.Request(f"{moto_address}/moto-api/reset", method="POST")  # else it holds all until the end
+    urllib.request.urlopen(reset, timeout=10).close()

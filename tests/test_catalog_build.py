@@ -632,6 +632,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
         build(tmp_path / "file", make_spec())
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_catalogue(tmp_path: Path):
     """When the new file does not fit, the old one stays and nothing unfinished lies beside it."""
     build(tmp_path, make_spec())

@@ -417,6 +417,7 @@ def read_at_random(url: str, cache: Path, seed: int) -> int:
     return wrong
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache_that_is_too_small(server, cache):
     """They write, read and remove the same entries at once: every byte is right, and nothing is left half written."""
     with multiprocessing.get_context("spawn").Pool(3) as pool:

@@ -259,6 +259,7 @@ def test_png_is_exact(tmp_path, dtype, sharding):
     check_samples(region)
 
 
+@pytest.mark.slow
 def test_what_cloud_volume_reads(jpeg_shards):
     """A third implementation, of shards and JPEG."""
     cloudvolume = pytest.importorskip("cloudvolume")

@@ -463,7 +463,7 @@ def leftovers(root: Path) -> list[Path]:
     return [*root.rglob("*.em-part"), *root.rglob("*.em-partial")]
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_next_run_finishes(publishers, tmp_path, moments):
     """SIGKILL at random moments: the digest is that of an undisturbed run, and nothing is left lying about."""
     undisturbed, root = publishers.finished(EMPIAR), tmp_path / "killed"

@@ -819,6 +819,7 @@ def is_coloured(pixels: np.ndarray, place: np.ndarray) -> bool:
     return bool(np.ptp(around, axis=2).max() > 40)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian package chromium)")
 def test_the_browser_shows_labels_where_they_lie(several):
